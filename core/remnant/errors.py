@@ -97,9 +97,8 @@ class HostVersionError(RemnantError, ImportError):
 
     def __init__(self, host: str, found: str, supported: str) -> None:
         """See the class."""
-        super().__init__(
-            f"{host} {found} is installed", accepted=supported, do=f"pip install '{host}{supported}'"
-        )
+        install = f"pip install '{host}{supported}'"
+        super().__init__(f"{host} {found} is installed", accepted=supported, do=install)
 
 
 def install_command(extra: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -39,7 +39,7 @@ def attach(
 
 
 @contextmanager
-def needs(extra: str, *, wanted_by: str) -> Iterator[None]:
+def needs(extra: str, *, wanted_by: str) -> Generator[None, None, None]:
     """Turn "no module named X" into `MissingExtra`, for imports that an extra provides.
 
     Only a foreign module counts: a missing module of ours is a bug and passes unchanged.

@@ -1,0 +1,56 @@
+"""`remnant demo`: see a policy work, on the testbed or on a model and a file of your own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from remnant.cli._output import Json, answer, print_fields
+from remnant.cli._parse import parse_budget
+from remnant.errors import ConfigError
+from remnant.lazy import needs
+
+if TYPE_CHECKING:
+    from remnant.progress import Progress
+
+
+def demo(
+    model: Annotated[
+        str | None, typer.Option(help="A checkpoint; left out, the testbed.", metavar="PATH")
+    ] = None,
+    prompt_file: Annotated[Path | None, typer.Option(help="A long text.", metavar="FILE")] = None,
+    question: Annotated[
+        str | None, typer.Option(help="A question about it.", metavar="TEXT")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="A name from 'remnant policies'.")] = "snapkv",
+    budget: Annotated[
+        str | None, typer.Option(help="Tokens (128) or a fraction (0.1, 10%).")
+    ] = None,
+    out: Annotated[str, typer.Option(help="Chart of the kept positions.", metavar="PNG")] = (
+        "remnant-demo.png"
+    ),
+    as_json: Json = False,
+) -> None:
+    """Answer a question about a long text in bounded memory; draw what was kept."""
+    if prompt_file is not None and not prompt_file.is_file():
+        raise ConfigError(
+            f"prompt file {str(prompt_file)!r} does not exist", accepted="a text file"
+        )
+    tokens = None if budget is None else parse_budget(budget)
+
+    def work(progress: Progress) -> dict[str, Any]:
+        with needs("hf", wanted_by="remnant demo"):
+            from remnant.testbed import demo as testbed_demo
+        return testbed_demo.run(
+            model=model,
+            prompt_file=prompt_file,
+            question=question,
+            policy=policy,
+            budget=tokens,
+            out=out,
+            progress=progress,
+        )
+
+    answer(as_json, work, print_fields)
