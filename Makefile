@@ -1,0 +1,55 @@
+# make demo, make test: on a fresh clone both create .venv, install with pip, and run.
+# EXTRAS=hf installs less; CONSTRAINTS= (empty) lets pip choose torch and transformers.
+PYTHON ?= python3
+EXTRAS ?= dev
+CONSTRAINTS ?= constraints/cpu.txt
+
+VENV := .venv
+NEWEST := .venv-newest
+PIP_INSTALL := pip install $(if $(CI),-q --no-input)
+HF_TESTS = $(wildcard tests/plugins tests/contract)
+
+.PHONY: demo test test-newest lint type bench readme wheel clean
+
+demo: $(VENV)/.ok
+	$(VENV)/bin/remnant demo
+
+test: $(VENV)/.ok $(NEWEST)/.ok
+	$(VENV)/bin/pytest
+	@$(MAKE) --no-print-directory test-newest
+
+# The part that touches transformers, once more on its newest release.
+test-newest: $(NEWEST)/.ok
+	$(if $(HF_TESTS),$(NEWEST)/bin/python $(VENV)/bin/pytest $(HF_TESTS))
+
+lint: $(VENV)/.ok
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+
+type: $(VENV)/.ok
+	$(VENV)/bin/pyright
+
+bench: $(VENV)/.ok
+	$(VENV)/bin/remnant bench quality
+
+# Write the table of policies into the README again.
+readme: $(VENV)/.ok
+	$(VENV)/bin/python tools/readme_table.py
+
+wheel: $(VENV)/.ok
+	$(VENV)/bin/pyproject-build --outdir dist .
+
+clean:
+	rm -rf $(VENV) $(NEWEST) build dist .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/.ok: pyproject.toml $(CONSTRAINTS)
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/$(PIP_INSTALL) $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[$(EXTRAS)]'
+	touch $@
+
+# Sees the packages of .venv behind its own, so that torch is installed once.
+$(NEWEST)/.ok: $(VENV)/.ok constraints/newest.txt tools/layer_env.py
+	$(VENV)/bin/python -m venv $(NEWEST)
+	$(NEWEST)/bin/python tools/layer_env.py $(VENV)
+	$(NEWEST)/bin/$(PIP_INSTALL) -c constraints/newest.txt transformers
+	touch $@
