@@ -49,7 +49,7 @@ $(VENV)/.ok: pyproject.toml $(CONSTRAINTS)
 
 # Sees the packages of .venv behind its own, so that torch is installed once.
 $(NEWEST)/.ok: $(VENV)/.ok constraints/newest.txt tools/layer_env.py
-	$(VENV)/bin/python -m venv $(NEWEST)
+	$(VENV)/bin/python -m venv --without-pip $(NEWEST)
 	$(NEWEST)/bin/python tools/layer_env.py $(VENV)
-	$(NEWEST)/bin/$(PIP_INSTALL) -c constraints/newest.txt transformers
+	$(NEWEST)/bin/python $(VENV)/bin/$(PIP_INSTALL) -c constraints/newest.txt transformers
 	touch $@
