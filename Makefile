@@ -25,6 +25,7 @@ test-newest: $(NEWEST)/.ok
 lint: $(VENV)/.ok
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/python tools/check_files.py
 
 type: $(VENV)/.ok
 	$(VENV)/bin/pyright

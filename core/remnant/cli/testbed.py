@@ -36,7 +36,9 @@ def train(
     out: Annotated[Path, typer.Option(help="Folder for weights and checkpoints.")] = Path(
         "runs/testbed"
     ),
-    device: Annotated[str, typer.Option(help="cpu, cuda or auto.")] = "auto",
+    device: Annotated[
+        str | None, typer.Option(help="cpu or cuda; left out, a GPU if there is one.")
+    ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from a checkpoint.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     as_json: Json = False,
