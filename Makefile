@@ -6,7 +6,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 
 VENV := .venv
 NEWEST := .venv-newest
-PIP_INSTALL := pip install $(if $(CI),-q --no-input)
+PIP_INSTALL := pip --disable-pip-version-check install $(if $(CI),-q --no-input)
 HF_TESTS = $(wildcard tests/plugins tests/contract)
 
 .PHONY: demo test test-newest lint type bench readme wheel clean

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from importlib.util import find_spec
 from typing import Literal
 
-from remnant.errors import install_command
+from remnant.errors import HostVersionError, install_command
 
 State = Literal["ready", "off", "planned"]
 
@@ -89,11 +89,26 @@ def _absent(host: Host) -> str:
 
 
 def _outside_range(host: Host) -> str:
-    for distribution in host.frameworks.values():
-        wanted = supported(distribution)
-        if wanted and not in_range(version(distribution), wanted):
-            return f"{distribution} {version(distribution)} is outside {wanted}"
+    try:
+        for distribution in host.frameworks.values():
+            require_version(distribution)
+    except HostVersionError as error:
+        return f"{error.given}; supported: {error.accepted}"
     return ""
+
+
+def require_version(distribution: str) -> None:
+    """Refuse a framework whose installed version is outside the range we declare for it.
+
+    Args:
+        distribution: its name on the package index, for example `"transformers"`.
+
+    Raises:
+        HostVersionError: names the version found and the supported range.
+    """
+    wanted, found = supported(distribution), version(distribution)
+    if not in_range(found, wanted):
+        raise HostVersionError(distribution, found, wanted)
 
 
 def supported(distribution: str) -> str:

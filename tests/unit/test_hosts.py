@@ -2,7 +2,8 @@
 
 import pytest
 
-from remnant.hosts import Host, host_status, in_range
+from remnant.errors import HostVersionError
+from remnant.hosts import Host, host_status, in_range, require_version, supported
 
 
 @pytest.mark.parametrize(
@@ -42,8 +43,27 @@ def test_host_without_entry_point_is_off():
     assert host_status(Host("kernels", "json", {}, plugin=False), [], {}).state == "ready"
 
 
-def test_host_outside_the_declared_range_is_off(monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def declared(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pretend that the metadata asks for a pytest of long ago."""
     monkeypatch.setattr("remnant.hosts.requires", lambda _: ["pytest<1,>=0.5; extra == 'test'"])
+
+
+@pytest.mark.usefixtures("declared")
+def test_host_outside_the_declared_range_is_off():
     status = host_status(Host("test", "json", {"pytest": "pytest"}), ["test"], {})
     assert status.state == "off"
-    assert "outside <1,>=0.5" in status.reason
+    assert "supported: <1,>=0.5" in status.reason
+    assert status.install == "pip install 'remnant[test]'"
+
+
+@pytest.mark.usefixtures("declared")
+def test_version_outside_the_range_is_refused():
+    with pytest.raises(HostVersionError, match=r"pytest \d+.* is installed; accepted: <1,>=0\.5"):
+        require_version("pytest")
+
+
+def test_ranges_come_from_the_metadata_of_the_package():
+    assert in_range("5.19.0", supported("transformers"))
+    assert not in_range("5.18.0", supported("transformers"))
+    assert supported("no-such-distribution") == ""
