@@ -112,7 +112,8 @@ def installed(tmp_path: Path):
 
     def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         code = "import sys; from remnant.cli import main; sys.exit(main())"
-        environment = {**os.environ, "PYTHONPATH": str(tmp_path), **extra}
+        path = os.pathsep.join([str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])])
+        environment = {**os.environ, "PYTHONPATH": path, **extra}
         command = [sys.executable, "-c", code, *arguments]
         return subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
 
