@@ -1,0 +1,131 @@
+"""Attention-based scores without an S x S matrix: sums or maxima of softmax columns, streamed over tiles.
+
+`naive_columns` is the truth that the tiled version is tested against.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from remnant.errors import ConfigError, ShapeError
+from remnant.kv.view import KVView
+
+__all__ = ["Pooling", "Reduce", "attention_columns", "naive_columns", "pool", "reduce_group"]
+
+Reduce = Literal["mean", "max", "sum", "any"]
+Pooling = Literal["avg", "max", "none"]
+_QUERY_BLOCK = 128
+_NEVER = float("-inf")
+
+
+def reduce_group(x: Tensor, how: Reduce) -> Tensor:
+    """Reduce query heads to their KV head: `[B, H, G, ...]` -> `[B, H, ...]`.
+
+    `any` is the maximum: a slot counts when one query head of the group wants it.
+    """
+    if how == "mean":
+        return x.mean(2)
+    return x.sum(2) if how == "sum" else x.amax(2)
+
+
+def pool(x: Tensor, kernel: int, how: Pooling = "avg", pad_counts: bool = False) -> Tensor:
+    """Spread scores over neighbours: 1-D pooling with stride 1 and the same length.
+
+    Args:
+        x: `[B, H, S]` float32.
+        kernel: odd width in tokens; 1 changes nothing.
+        how: `avg`, `max` or `none`.
+        pad_counts: divide edge windows by the full kernel as the original SnapKV does, which scales the first and
+            last scores down (0.6 and 0.8 for kernel 5); off by default, because slot 0 is usually the sink.
+
+    Raises:
+        ConfigError: kernel is even or below 1.
+    """
+    if kernel < 1 or kernel % 2 == 0:
+        raise ConfigError(f"kernel={kernel}", accepted="an odd integer of at least 1")
+    if how == "none" or kernel == 1 or x.shape[-1] == 0:
+        return x
+    if how == "max":
+        return F.max_pool1d(x, kernel, stride=1, padding=kernel // 2)
+    return F.avg_pool1d(x, kernel, stride=1, padding=kernel // 2, count_include_pad=pad_counts)
+
+
+def _need_queries(view: KVView) -> Tensor:
+    if view.queries is None:
+        raise ShapeError("the view shows no queries", accepted="a host that supplies what the policy's `needs` name")
+    return view.queries
+
+
+def _logits(q: Tensor, q_pos: Tensor, view: KVView) -> Tensor:
+    """Masked float32 logits `[B, H, G, n, S]` of queries `[B, G*H, n, D]` standing at positions `[n]`."""
+    b, h, s = view.shape
+    grouped = q.reshape(b, h, -1, *q.shape[2:]).flatten(2, 3)
+    x = torch.matmul(grouped, view.k.transpose(2, 3)).float().view(b, h, -1, q.shape[2], s) * view.scale
+    if view.softcap is not None:
+        x = view.softcap * torch.tanh(x / view.softcap)
+    hidden = view.positions[:, :, None, None, :] > q_pos.view(-1, 1)
+    if view.valid is not None:
+        hidden = hidden | ~view.valid[:, :, None, None, :]
+    return x.masked_fill(hidden, _NEVER)
+
+
+def _probabilities(x: Tensor, view: KVView) -> Tensor:
+    """Softmax over the last dimension, a sink logit included where the layer has one; empty rows give zeros."""
+    if view.sinks is not None:
+        b, h, g, n, _ = x.shape
+        extra = view.sinks.float().view(1, h, g, 1, 1).expand(b, h, g, n, 1)
+        return torch.cat([x, extra], -1).softmax(-1)[..., :-1]
+    return torch.nan_to_num(x.softmax(-1))
+
+
+def attention_columns(view: KVView, over: Literal["sum", "max"] = "sum", block: int = _QUERY_BLOCK) -> Tensor:
+    """What each slot received from the shown queries: softmax columns reduced over the queries.
+
+    Args:
+        view: with queries `[B, G*H, W, D]` of the W newest tokens; slots newer than a query are hidden from it.
+        over: `sum` or `max` over the W queries.
+        block: queries handled at once; the peak is `B * G*H * block * S` float32 values.
+
+    Returns:
+        `[B, H, G, S]` float32, per query head; see `reduce_group`.
+    """
+    q = _need_queries(view)
+    b, h, s = view.shape
+    w = q.shape[2]
+    out = torch.zeros(b, h, view.group, s, device=q.device)
+    # Blocks hold at most S / 4 queries, so that a short cache never sees a square of its own size either.
+    block = max(1, min(block, max(s // 4, 16)))
+    for start in range(0, w, block):
+        part = q[:, :, start : start + block]
+        q_pos = torch.arange(start, start + part.shape[2], device=q.device) + (view.seen - w)
+        p = _probabilities(_logits(part, q_pos, view), view)
+        out = out + p.sum(3) if over == "sum" else torch.maximum(out, p.amax(3))
+    return out
+
+
+def naive_columns(view: KVView, over: Literal["sum", "max"] = "sum") -> Tensor:
+    """The same by loops over batch, head and query, in float64: slow, and the truth."""
+    q = _need_queries(view).double()
+    b, h, s = view.shape
+    g, w = view.group, q.shape[2]
+    out = torch.zeros(b, h, g, s, dtype=torch.float64)
+    for bi in range(b):
+        for head in range(h * g):
+            for i in range(w):
+                kv = head // g
+                x = (view.k[bi, kv].double() @ q[bi, head, i]) * view.scale
+                if view.softcap is not None:
+                    x = view.softcap * torch.tanh(x / view.softcap)
+                seen = view.positions[bi, kv] <= view.seen - w + i
+                if view.valid is not None:
+                    seen = seen & view.valid[bi, kv]
+                e = torch.where(seen, x.exp(), 0.0)
+                extra = view.sinks[head].double().exp() if view.sinks is not None else 0.0
+                p = e / (e.sum() + extra).clamp(min=1e-300)
+                row = out[bi, kv, head % g]
+                out[bi, kv, head % g] = row + p if over == "sum" else torch.maximum(row, p)
+    return out

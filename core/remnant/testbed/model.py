@@ -1,0 +1,70 @@
+"""The testbed model: its shape, and how to load the shipped weights."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+
+from remnant.testbed.tokenizer import Alphabet, load_tokenizer
+
+__all__ = ["WEIGHTS_FILE", "load", "new_model", "testbed_config"]
+
+WEIGHTS_FILE = Path(__file__).with_name("model.safetensors")
+
+
+def testbed_config() -> Any:
+    """The `LlamaConfig` of the testbed: 4 layers, 128 wide, 4 query and 2 KV heads of 32 channels, 4,096 positions."""
+    from transformers import LlamaConfig
+
+    tokenizer = load_tokenizer()
+    marks = Alphabet.of(tokenizer)
+    return LlamaConfig(
+        vocab_size=tokenizer.get_vocab_size(),
+        initializer_range=0.088,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=4096,
+        tie_word_embeddings=True,
+        pad_token_id=marks.pad,
+        bos_token_id=marks.bos,
+        eos_token_id=marks.eos,
+    )
+
+
+def new_model() -> Any:
+    """An untrained testbed model, initialised from torch's current seed."""
+    from transformers import LlamaForCausalLM
+
+    return LlamaForCausalLM(testbed_config())
+
+
+@lru_cache(maxsize=1)
+def _weights() -> dict[str, torch.Tensor]:
+    return {name: tensor.float() for name, tensor in load_file(WEIGHTS_FILE).items()}
+
+
+def load(dtype: torch.dtype = torch.float32, device: str = "cpu", attn_implementation: str = "sdpa") -> tuple[Any, Any]:
+    """Load the trained testbed and its tokenizer; offline, from the wheel.
+
+    Returns:
+        `(model, tokenizer)`: a `LlamaForCausalLM` in eval mode and a `PreTrainedTokenizerFast`.
+    """
+    from transformers import LlamaForCausalLM, PreTrainedTokenizerFast
+
+    config = testbed_config()
+    config._attn_implementation = attn_implementation
+    model = LlamaForCausalLM(config)
+    model.load_state_dict(_weights(), strict=False)
+    model.tie_weights()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=load_tokenizer(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+    )
+    return model.to(device=device, dtype=dtype).eval(), tokenizer

@@ -1,0 +1,241 @@
+"""Train the testbed model. Every step draws its batch from (seed, step), so a resumed run equals an unbroken one."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from remnant.errors import ConfigError
+from remnant.testbed.batches import IGNORE, Batch, make_batch
+from remnant.testbed.tasks import Filler
+from remnant.testbed.text import load_corpus
+from remnant.testbed.tokenizer import Alphabet, load_tokenizer
+
+__all__ = ["PRESETS", "Preset", "train"]
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A schedule: `stages` are (steps, sequence length, tokens per batch, share of repeated sequences).
+
+    Short and repetitive comes before long: copying is learned in minutes there, and everything else builds on it.
+    """
+
+    stages: tuple[tuple[int, int, int, float], ...]
+    lr: float = 3e-3
+    warmup: int = 100
+    decay: float = 0.3
+    clip: float = 1.0
+    weight_decay: float = 0.05
+
+    @property
+    def steps(self) -> int:
+        """Optimizer steps of all stages."""
+        return sum(stage[0] for stage in self.stages)
+
+    def shape_at(self, step: int) -> tuple[int, int, float]:
+        """(sequence length, rows, share of repeated sequences) of a step's batch."""
+        for steps, length, tokens, repeat in self.stages:
+            if step < steps:
+                return length, tokens // length, repeat
+            step -= steps
+        _, length, tokens, repeat = self.stages[-1]
+        return length, tokens // length, repeat
+
+    def lr_at(self, step: int) -> float:
+        """Linear warm-up, constant, linear decay to a twentieth over the last `decay` of the steps."""
+        left = (self.steps - step) / max(1, self.steps * self.decay)
+        return self.lr * min(1.0, (step + 1) / self.warmup) * min(1.0, max(0.05, left))
+
+
+PRESETS = {
+    "quick": Preset(((300, 64, 2048, 0.7), (200, 128, 4096, 0.3)), warmup=100),
+    "full": Preset(
+        (
+            (600, 64, 4096, 0.7),
+            (600, 128, 4096, 0.3),
+            (400, 256, 4096, 0.2),
+            (450, 512, 8192, 0.15),
+            (600, 1024, 8192, 0.1),
+            (60, 2048, 8192, 0.1),
+        )
+    ),
+}
+
+
+def _stream(documents: tuple[str, ...], eos: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    tokenizer = load_tokenizer()
+    out: list[int] = []
+    for encoding in tokenizer.encode_batch(list(documents), add_special_tokens=False):
+        out += [*encoding.ids, eos]
+    return np.array(out, dtype=np.int64)
+
+
+def _step(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
+    """Loss and metrics of a batch: each kind of label is averaged over itself, then the kinds are added."""
+    ids = torch.from_numpy(batch.ids).to(device)
+    kinds = {name: torch.from_numpy(getattr(batch, name)).to(device) for name in ("text", "copy", "recall")}
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    wanted = torch.stack([labels != IGNORE for labels in kinds.values()]).any(0)
+    # The vocabulary projection is a third of the work, so it is done only where a label stands.
+    logits = model.lm_head(hidden[wanted])
+    guess = logits.argmax(-1)
+    total, metrics = logits.sum() * 0.0, {}
+    for name, labels in kinds.items():
+        labels = labels[wanted]
+        chosen = labels != IGNORE
+        if bool(chosen.any()):
+            loss = F.cross_entropy(logits[chosen].float(), labels[chosen])
+            total = total + loss
+            metrics[name] = loss.item()
+            metrics[f"{name}_accuracy"] = (guess[chosen] == labels[chosen]).float().mean().item()
+    return total, metrics
+
+
+def _optimizer(model: torch.nn.Module, preset: Preset) -> torch.optim.AdamW:
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    vectors = [p for p in model.parameters() if p.dim() <= 1]
+    groups = [{"params": matrices, "weight_decay": preset.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+    return torch.optim.AdamW(groups, lr=preset.lr, betas=(0.9, 0.98))
+
+
+class Checkpoint:
+    """Model and optimizer as two safetensors files and a JSON line; written to a temporary name, then moved."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use `folder`, which is made on the first save."""
+        self.folder = folder
+
+    def save(self, model: Any, optimizer: torch.optim.AdamW, step: int, spent: float) -> None:
+        """Write the state after `step` steps and `spent` seconds."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        state = {
+            f"{name}.{key}": optimizer.state[p][key]
+            for name, p in model.named_parameters()
+            for key in ("exp_avg", "exp_avg_sq")
+        }
+        weights = {n: p.detach().contiguous() for n, p in model.named_parameters()}
+        for name, tensors in (("model", weights), ("optimizer", state)):
+            save_file(tensors, self.folder / f"{name}.tmp")
+            (self.folder / f"{name}.tmp").replace(self.folder / f"{name}-{step}.safetensors")
+        (self.folder / "state.tmp").write_text(json.dumps({"step": step, "seconds": spent}))
+        (self.folder / "state.tmp").replace(self.folder / "state.json")
+        for old in self.folder.glob("*-*.safetensors"):
+            if not old.stem.endswith(f"-{step}"):
+                old.unlink()
+
+    def load(self, model: Any, optimizer: torch.optim.AdamW) -> tuple[int, float]:
+        """Restore the last saved state; (0, 0.0) when there is none."""
+        mark = self.folder / "state.json"
+        if not mark.exists():
+            return 0, 0.0
+        state = json.loads(mark.read_text())
+        step = int(state["step"])
+        model.load_state_dict(load_file(self.folder / f"model-{step}.safetensors"), strict=False)
+        moments = load_file(self.folder / f"optimizer-{step}.safetensors")
+        for name, p in model.named_parameters():
+            slot = {key: moments[f"{name}.{key}"].to(p.device) for key in ("exp_avg", "exp_avg_sq")}
+            optimizer.state[p] = {"step": torch.tensor(float(step)), **slot}
+        return step, float(state["seconds"])
+
+
+Report = Callable[[int, int, dict[str, float]], None]
+
+
+def train(
+    preset: str = "full",
+    out: Path | str = "testbed-run",
+    device: str | None = None,
+    resume: bool = True,
+    seed: int = 0,
+    report: Report | None = None,
+    save_every: int = 100,
+) -> dict[str, Any]:
+    """Train the model from scratch, or go on where an earlier run of the same preset stopped.
+
+    Args:
+        preset: "quick" (minutes, shows that it learns) or "full" (the shipped weights).
+        out: folder for checkpoints and, at the end, `model.safetensors` and `provenance.json`.
+        device: a torch device; a GPU is used when there is one.
+        resume: continue from `out` if it holds a checkpoint.
+        seed: of the initial weights and of every batch.
+        report: called as `report(step, steps, metrics)` after every step.
+        save_every: steps between checkpoints.
+
+    Returns:
+        The provenance record that was written.
+
+    Raises:
+        ConfigError: the preset is unknown.
+    """
+    if preset not in PRESETS:
+        raise ConfigError(f"Unknown preset {preset!r}. Accepted: {', '.join(sorted(PRESETS))}.")
+    plan = PRESETS[preset]
+    from remnant.testbed.model import new_model
+
+    target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    torch.manual_seed(seed)
+    model = new_model().to(target).train()
+    optimizer = _optimizer(model, plan)
+    checkpoint = Checkpoint(Path(out))
+    start, spent = checkpoint.load(model, optimizer) if resume else (0, 0.0)
+    tokenizer = load_tokenizer()
+    alphabet = Alphabet.of(tokenizer)
+    filler = Filler(_stream(load_corpus().train, alphabet.eos))
+    began = time.monotonic() - spent
+    for step in range(start, plan.steps):
+        length, rows, repeat = plan.shape_at(step)
+        rng = np.random.default_rng([seed, step])
+        batch = make_batch(rng, alphabet, filler, tokenizer.get_vocab_size(), length, rows, repeat)
+        for group in optimizer.param_groups:
+            group["lr"] = plan.lr_at(step)
+        with torch.autocast(target.type, torch.bfloat16, enabled=target.type == "cuda"):
+            loss, metrics = _step(model, batch, target)
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
+        optimizer.step()
+        if report is not None:
+            report(step + 1, plan.steps, {**metrics, "length": length, "seconds": time.monotonic() - began})
+        if (step + 1) % save_every == 0 or step + 1 == plan.steps:
+            checkpoint.save(model, optimizer, step + 1, time.monotonic() - began)
+    return _finish(model, plan, preset, seed, Path(out), target, time.monotonic() - began)
+
+
+def _finish(
+    model: Any, plan: Preset, name: str, seed: int, out: Path, device: torch.device, seconds: float
+) -> dict[str, Any]:
+    import transformers
+
+    weights = {n: p.detach().to("cpu", torch.float32).contiguous() for n, p in model.named_parameters()}
+    save_file(weights, out / "model.safetensors")
+    record = {
+        "script": "remnant testbed train",
+        "preset": name,
+        "schedule": asdict(plan),
+        "seed": seed,
+        "steps": plan.steps,
+        "seconds": round(seconds),
+        "device": torch.cuda.get_device_name() if device.type == "cuda" else f"cpu ({platform.machine()})",
+        "threads": torch.get_num_threads(),
+        "data_sha256": load_corpus().sha256,
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+        },
+        "parameters": sum(p.numel() for p in model.parameters()),
+    }
+    (out / "provenance.json").write_text(json.dumps(record, indent=2) + "\n")
+    return record
