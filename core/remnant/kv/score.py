@@ -32,7 +32,7 @@ def reduce_group(x: Tensor, how: Reduce) -> Tensor:
     return x.sum(2) if how == "sum" else x.amax(2)
 
 
-def pool(x: Tensor, kernel: int, how: Pooling = "avg", pad_counts: bool = False) -> Tensor:
+def pool(x: Tensor, kernel: int, how: Pooling = "avg", pad_counts: bool = False, among: Tensor | None = None) -> Tensor:
     """Spread scores over neighbours: 1-D pooling with stride 1 and the same length.
 
     Args:
@@ -41,6 +41,8 @@ def pool(x: Tensor, kernel: int, how: Pooling = "avg", pad_counts: bool = False)
         how: `avg`, `max` or `none`.
         pad_counts: divide edge windows by the full kernel as the original SnapKV does, which scales the first and
             last scores down (0.6 and 0.8 for kernel 5); off by default, because slot 0 is usually the sink.
+        among: `[B, H, S]` bool, the slots that take part: the others spread nothing and, with `pad_counts` off, do
+            not count as neighbours, so that padding leaves the scores beside it as they are in a lone row.
 
     Raises:
         ConfigError: kernel is even or below 1.
@@ -49,9 +51,14 @@ def pool(x: Tensor, kernel: int, how: Pooling = "avg", pad_counts: bool = False)
         raise ConfigError(f"kernel={kernel}", accepted="an odd integer of at least 1")
     if how == "none" or kernel == 1 or x.shape[-1] == 0:
         return x
+    if among is not None:
+        x = x.masked_fill(~among, _NEVER if how == "max" else 0.0)
     if how == "max":
         return F.max_pool1d(x, kernel, stride=1, padding=kernel // 2)
-    return F.avg_pool1d(x, kernel, stride=1, padding=kernel // 2, count_include_pad=pad_counts)
+    if among is None or pad_counts:
+        return F.avg_pool1d(x, kernel, stride=1, padding=kernel // 2, count_include_pad=pad_counts)
+    total = F.avg_pool1d(x, kernel, stride=1, padding=kernel // 2)
+    return total / F.avg_pool1d(among.to(x.dtype), kernel, stride=1, padding=kernel // 2).clamp(min=0.5 / kernel)
 
 
 def _need_queries(view: KVView) -> Tensor:

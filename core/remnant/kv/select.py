@@ -8,12 +8,35 @@ from torch import Tensor
 from remnant.errors import ShapeError
 from remnant.kv.view import Keep, KVView
 
-__all__ = ["KEPT", "PADDING", "effective_budget", "protect", "select", "select_flat", "top_mask", "victims"]
+__all__ = [
+    "KEPT",
+    "PADDING",
+    "effective_budget",
+    "first_positions",
+    "protect",
+    "select",
+    "select_flat",
+    "top_mask",
+    "victims",
+]
 
 KEPT = float("inf")
 """Score of a protected slot."""
 PADDING = float("-inf")
 """Score of a slot that holds nothing: it goes before every real token."""
+
+
+def first_positions(view: KVView) -> Tensor:
+    """Position of each row's first real token, `[B, 1, 1]` or `[B, H, 1]`; padding does not count.
+
+    The host remembers it as `state["start"]`; without that, it is the first position that is still stored.
+    """
+    start = view.state.get("start")
+    if start is not None:
+        return start.view(-1, 1, 1)
+    if view.valid is None:
+        return torch.zeros(view.shape[0], 1, 1, dtype=torch.int64, device=view.k.device)
+    return torch.where(view.valid, view.positions, view.seen).amin(-1, keepdim=True)
 
 
 def protect(scores: Tensor, view: KVView, sinks: int = 0, recent: int = 0) -> Tensor:
@@ -33,11 +56,7 @@ def protect(scores: Tensor, view: KVView, sinks: int = 0, recent: int = 0) -> Te
     if recent > 0:
         out = out.masked_fill(p >= view.seen - recent, KEPT)
     if sinks > 0:
-        first = torch.where(view.valid, p, view.seen).amin(-1, keepdim=True) if view.valid is not None else 0
-        start = view.state.get("start")
-        # A row's first real token was evicted or not: the host remembers where the row began.
-        begin = start.view(-1, 1, 1) if start is not None else first
-        out = out.masked_fill(p < begin + sinks, KEPT)
+        out = out.masked_fill(p < first_positions(view) + sinks, KEPT)
     if view.valid is not None:
         out = out.masked_fill(~view.valid, PADDING)
     return out
@@ -84,7 +103,7 @@ def top_mask(scores: Tensor, k: Tensor | int, positions: Tensor) -> Tensor:
 
 def _indices(mask: Tensor, view: KVView) -> tuple[Tensor, Tensor]:
     """Slots marked in `mask` `[B, H, S]`, ascending by position, padded with -1; and their counts `[B, H]`."""
-    b, h, s = mask.shape
+    s = mask.shape[-1]
     counts = mask.sum(-1)
     widest = int(counts.max()) if counts.numel() else 0
     # Unmarked slots sort behind every position, so the first `widest` are the marked ones in order.

@@ -168,7 +168,9 @@ class Keep:
 
     def describe(self) -> dict[str, Any]:
         """Plain data for logs: shape, counts, and what else the plan asks for."""
-        lengths = self.lengths.tolist() if self.lengths is not None else self.indices.shape[-1]
+        lengths: list[list[int]] | int = self.indices.shape[-1]
+        if self.lengths is not None:
+            lengths = [[int(n) for n in row] for row in self.lengths]
         return {"kept": lengths, "merge": self.merge is not None, "channels": self.channels is not None}
 
     @staticmethod

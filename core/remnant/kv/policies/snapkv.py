@@ -19,6 +19,8 @@ from remnant.kv.view import KVView
 class SnapKV(Policy):
     """Attention of the last `window` queries, pooled over neighbours; compresses once per prompt.
 
+    Where the host is asked to take the prompt in blocks, every block is compressed by its own last queries.
+
     Args:
         window: newest tokens that observe, and that are always kept.
         kernel: odd width of the pooling, in tokens.
@@ -29,7 +31,8 @@ class SnapKV(Policy):
         sinks: first tokens that are always kept.
 
     Source: Li et al. 2024, arXiv 2404.14469. Differs: selection is per KV head (the original repeats keys to query
-    heads and so loses the memory of GQA), kept positions are sorted, pooling does not count padding.
+    heads and so loses the memory of GQA), kept positions are sorted, and pooling averages over what competes only:
+    neither padding nor the window counts.
     """
 
     needs: ClassVar[frozenset[Need]] = frozenset({"queries"})
@@ -55,9 +58,14 @@ class SnapKV(Policy):
 
     @property
     def when(self) -> tuple[Trigger, ...]:
-        """At the end of a prompt, and every `refresh` decoded tokens."""
+        """At the end of a prompt or of a block of it, and every `refresh` decoded tokens."""
         again = (Trigger("every", self.refresh),) if self.refresh else ()
-        return (Trigger("prefill_end"), *again)
+        return (Trigger("prefill_end"), Trigger("block"), *again)
+
+    @property
+    def in_place(self) -> bool:
+        """Never: pooling is over neighbouring slots, so a slot must not be overwritten by a token from elsewhere."""
+        return False
 
     @property
     def minimum(self) -> int:
@@ -70,7 +78,7 @@ class SnapKV(Policy):
         old = view.positions < view.seen - self.window
         if view.valid is not None:
             old = old & view.valid
-        scores = pool(scores.masked_fill(~old, 0.0), self.kernel, self.pooling, self.pad_counts)
+        scores = pool(scores, self.kernel, self.pooling, self.pad_counts, old)
         return scores.masked_fill(~old, PADDING)
 
     def score(self, view: KVView) -> Tensor:
