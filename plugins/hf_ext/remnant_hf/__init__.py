@@ -1,0 +1,35 @@
+"""Remnant for Hugging Face transformers: swap `past_key_values`, keep what lasts."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from remnant.hosts import require_version
+from remnant.lazy import attach, needs
+
+if TYPE_CHECKING:
+    from remnant_hf.cache import RemnantCache
+    from remnant_hf.episodic import EpisodicCache
+    from remnant_hf.feed import feed
+    from remnant_hf.hooks import hooks
+    from remnant_hf.reason import reason
+    from remnant_hf.stats import CacheStats, LayerStats
+
+__all__ = ["CacheStats", "EpisodicCache", "LayerStats", "RemnantCache", "feed", "hooks", "reason"]
+
+with needs("hf", wanted_by="remnant_hf"):
+    require_version("transformers")
+
+__getattr__, __dir__ = attach(
+    __name__,
+    {
+        "RemnantCache": "remnant_hf.cache",
+        "EpisodicCache": "remnant_hf.episodic",
+        "feed": "remnant_hf.feed",
+        "hooks": "remnant_hf.hooks",
+        "reason": "remnant_hf.reason",
+        "CacheStats": "remnant_hf.stats",
+        "LayerStats": "remnant_hf.stats",
+    },
+    extra="hf",
+)

@@ -1,0 +1,1 @@
+"""Hooks of the Hugging Face plugin. It adds no policies of its own: the core's serve it as they are."""
