@@ -21,6 +21,7 @@ COMMANDS = [
     ["systems"],
     ["plugins"],
     ["bench"],
+    ["train-gates"],
     ["version"],
     ["testbed", "info"],
     ["testbed", "train"],
