@@ -24,7 +24,6 @@ def testbed_config() -> Any:
     marks = Alphabet.of(tokenizer)
     return LlamaConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        initializer_range=0.088,
         hidden_size=128,
         intermediate_size=384,
         num_hidden_layers=4,
@@ -40,10 +39,25 @@ def testbed_config() -> Any:
 
 
 def new_model() -> Any:
-    """An untrained testbed model, initialised from torch's current seed."""
+    """An untrained testbed model, initialised from torch's current seed.
+
+    A token's identity must survive the residual stream for copying to be learned at all: embeddings start large and
+    the projections that write into the stream start small. With one scale for all, copying is not learned in an hour.
+    """
     from transformers import LlamaForCausalLM
 
-    return LlamaForCausalLM(testbed_config())
+    model = LlamaForCausalLM(testbed_config())
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, _initial_std(name))
+    return model
+
+
+def _initial_std(name: str) -> float:
+    if "embed" in name:
+        return 0.2
+    return 0.01 if "o_proj" in name or "down_proj" in name else 0.088
 
 
 @lru_cache(maxsize=1)
