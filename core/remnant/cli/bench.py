@@ -17,9 +17,7 @@ from remnant.errors import ConfigError
 def bench(
     context: typer.Context,
     name: Annotated[str, typer.Argument(help="A benchmark, e.g. quality or speed.")],
-    directory: Annotated[
-        Path, typer.Option("--dir", help="A source checkout of remnant.")
-    ] = Path(),
+    directory: Annotated[Path, typer.Option("--dir", help="A source checkout of remnant.")] = Path(),
     as_json: Json = False,
 ) -> None:
     """Run benchmarks/run.py of a source checkout; further arguments go to it."""

@@ -17,27 +17,17 @@ if TYPE_CHECKING:
 
 
 def demo(
-    model: Annotated[
-        str | None, typer.Option(help="A checkpoint; left out, the testbed.", metavar="PATH")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="A checkpoint; left out, the testbed.", metavar="PATH")] = None,
     prompt_file: Annotated[Path | None, typer.Option(help="A long text.", metavar="FILE")] = None,
-    question: Annotated[
-        str | None, typer.Option(help="A question about it.", metavar="TEXT")
-    ] = None,
+    question: Annotated[str | None, typer.Option(help="A question about it.", metavar="TEXT")] = None,
     policy: Annotated[str, typer.Option(help="A name from 'remnant policies'.")] = "snapkv",
-    budget: Annotated[
-        str | None, typer.Option(help="Tokens (128) or a fraction (0.1, 10%).")
-    ] = None,
-    out: Annotated[str, typer.Option(help="Chart of the kept positions.", metavar="PNG")] = (
-        "remnant-demo.png"
-    ),
+    budget: Annotated[str | None, typer.Option(help="Tokens (128) or a fraction (0.1, 10%).")] = None,
+    out: Annotated[str, typer.Option(help="Chart of the kept positions.", metavar="PNG")] = ("remnant-demo.png"),
     as_json: Json = False,
 ) -> None:
     """Answer a question about a long text in bounded memory; draw what was kept."""
     if prompt_file is not None and not prompt_file.is_file():
-        raise ConfigError(
-            f"prompt file {str(prompt_file)!r} does not exist", accepted="a text file"
-        )
+        raise ConfigError(f"prompt file {str(prompt_file)!r} does not exist", accepted="a text file")
     tokens = None if budget is None else parse_budget(budget)
 
     def work(progress: Progress) -> dict[str, Any]:

@@ -20,8 +20,17 @@ def rows() -> list[dict[str, Any]]:
 
 def _row(plugin: str, policy: Any) -> dict[str, Any]:
     """One policy; a third party's may leave fields out."""
-    texts = {name: str(getattr(policy, name, "")) for name in COLUMNS if name != "needs"}
+    texts = {name: str(getattr(policy, name, "")) for name in COLUMNS if name not in ("needs", "when")}
+    texts["when"] = _when(policy)
     return {**texts, "needs": sorted(getattr(policy, "needs", ())), "plugin": plugin}
+
+
+def _when(policy: Any) -> str:
+    """When a policy acts by default; a class of a third party may have no such property."""
+    when = getattr(policy, "when", "")
+    if isinstance(when, property):
+        when = policy().when
+    return when if isinstance(when, str) else ", ".join(str(trigger) for trigger in when) or "never"
 
 
 def markdown() -> str:

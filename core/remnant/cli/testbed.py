@@ -33,12 +33,8 @@ def info(as_json: Json = False) -> None:
 @testbed.command()
 def train(
     preset: Annotated[str, typer.Option(help="quick or full.")] = "full",
-    out: Annotated[Path, typer.Option(help="Folder for weights and checkpoints.")] = Path(
-        "runs/testbed"
-    ),
-    device: Annotated[
-        str | None, typer.Option(help="cpu or cuda; left out, a GPU if there is one.")
-    ] = None,
+    out: Annotated[Path, typer.Option(help="Folder for weights and checkpoints.")] = Path("runs/testbed"),
+    device: Annotated[str | None, typer.Option(help="cpu or cuda; left out, a GPU if there is one.")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on from a checkpoint.")] = False,
     seed: Annotated[int, typer.Option(help="Seed of weights and data.")] = 0,
     as_json: Json = False,
@@ -60,9 +56,7 @@ def evaluate(
     length: Annotated[int, typer.Option(min=16, help="Tokens per sample.")] = 1024,
     n: Annotated[int, typer.Option("--n", min=1, help="Samples.")] = 32,
     seed: Annotated[int, typer.Option(help="Seed of the samples.")] = 0,
-    option: Annotated[
-        list[str] | None, typer.Option(help="A policy option as key=value; may be repeated.")
-    ] = None,
+    option: Annotated[list[str] | None, typer.Option(help="A policy option as key=value; may be repeated.")] = None,
     as_json: Json = False,
 ) -> None:
     """Measure a policy: accuracy or perplexity, bytes held, bytes of a full cache, speed."""

@@ -93,6 +93,8 @@ class Policy:
     attn_reduce: ClassVar[Reduce] = "mean"
     sides: ClassVar[tuple[Side, ...]] = ()
     protects: ClassVar[str] = ""
+    wants: ClassVar[str] = ""
+    """What a cache cannot see and must be given; a host says so when it was not. Empty for most policies."""
 
     sinks: int = 0
     recent: int = 0

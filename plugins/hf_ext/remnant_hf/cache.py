@@ -69,6 +69,7 @@ class RemnantCache(DynamicCache):
             raise ConfigError(f"prefill_block={prefill_block!r}", accepted="an integer of at least 1, in tokens")
         self.prefill_block = prefill_block
         self.tokens: Tensor | None = None
+        self._wants = self.policy.wants
         super().__init__(config=config)
         self.ledger = Ledger()
         chosen = [i for i, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
@@ -96,20 +97,29 @@ class RemnantCache(DynamicCache):
 
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Append to a layer; see `RemnantLayer.update`."""
-        if self.prefill_block and not torch.compiler.is_compiling():
-            self._check_block(key_states.shape[2])
+        if not torch.compiler.is_compiling():
+            self._warn(key_states.shape[2], layer_idx)
         if layer_idx and not torch.compiler.is_compiling():
             before = self.layers[layer_idx - 1]
             if isinstance(before, RemnantLayer) and before.waiting and self.policy.needs:
                 before._missed()
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _check_block(self, count: int) -> None:
-        assert self.prefill_block is not None
-        if count > self.prefill_block:
+    def _warn(self, count: int, layer_idx: int) -> None:
+        """Say once what the user should know: memory not bounded as asked, or a policy left without what it wants."""
+        if self.prefill_block and count > self.prefill_block:
             warnings.warn(
                 f"a block of {count} tokens arrived, prefill_block is {self.prefill_block}: memory is not bounded as "
                 f"asked; pass prefill_chunk_size={self.prefill_block} to generate",
+                stacklevel=4,
+            )
+        wants, self._wants = self._wants, ""
+        if wants and (self.tokens is not None or count > 1 or not self.get_seq_length()):
+            self._wants = wants if self.tokens is None else ""
+        elif wants:
+            warnings.warn(
+                f"policy {self.policy.name!r} was not given {wants}; pass **remnant_hf.hooks(cache, tokenizer) to "
+                "generate, or read the text with remnant_hf.feed or remnant_hf.EpisodicCache",
                 stacklevel=4,
             )
 

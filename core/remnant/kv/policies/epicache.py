@@ -43,6 +43,9 @@ class EpiCache(Policy):
     source: ClassVar[str] = "Kim et al. 2025, arXiv 2509.17396"
     claim: ClassVar[str] = "one bounded cache per topic of a long conversation"
     sides: ClassVar[tuple[Side, ...]] = (Side(_SCORE, torch.float32),)
+    wants: ClassVar[str] = (
+        "the conversation, to find its topics; until then the end of each block stands for all of them"
+    )
     protects: ClassVar[str] = "sinks; last window when no patched prompt was given"
 
     sinks: int = 4

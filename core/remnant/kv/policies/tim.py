@@ -32,6 +32,7 @@ class TIM(Policy):
     needs: ClassVar[frozenset[Need]] = frozenset({"events", "tokens"})
     source: ClassVar[str] = "Luo et al. 2025, arXiv 2507.16784"
     claim: ClassVar[str] = "working memory of a reasoning tree: finished branches leave only their conclusion"
+    wants: ClassVar[str] = "the text being written, to see where subtask lists end; until then nothing is evicted"
     protects: ClassVar[str] = "everything outside finished subtask lists"
 
     buffer: int = 1
