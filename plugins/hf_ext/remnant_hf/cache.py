@@ -243,10 +243,22 @@ class RemnantCache(DynamicCache):
             layer.truncate(length)
 
     def offload(self, layer_idx: int | None = None, only_non_sliding: bool = True) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """Move the cache, or one layer, to the CPU, side state too; the next forward pass brings it back."""
-        for i, layer in enumerate(self.layers):
-            if layer_idx in (None, i) and not (only_non_sliding and getattr(layer, "is_sliding", False)):
-                layer.offload()
+        """Move the cache, or one layer, to the CPU, side state too.
+
+        Governed layers come back with their next forward pass by themselves; stock layers that were moved need
+        `prefetch()`. Sliding layers stay unless asked for: they are small.
+        """
+        for layer in self._movable(layer_idx, only_non_sliding):
+            layer.offload()
+
+    def prefetch(self, layer_idx: int | None = None, only_non_sliding: bool = True) -> None:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """Move the cache, or one layer, back to where it came from."""
+        for layer in self._movable(layer_idx, only_non_sliding):
+            layer.prefetch()
+
+    def _movable(self, layer_idx: int | None, only_non_sliding: bool) -> list[Any]:
+        chosen = self.layers if layer_idx is None else [self.layers[layer_idx]]
+        return [x for x in chosen if not (only_non_sliding and getattr(x, "is_sliding", False))]
 
 
 def _text_config(config_or_model: Any) -> Any:
