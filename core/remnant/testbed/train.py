@@ -35,7 +35,8 @@ class Preset:
     stages: tuple[tuple[int, int, int, float], ...]
     lr: float = 3e-3
     warmup: int = 100
-    decay: float = 0.3
+    decay_start: int = 700
+    decay_steps: int = 300
     clip: float = 1.0
     weight_decay: float = 0.05
 
@@ -54,8 +55,8 @@ class Preset:
         return length, tokens // length, repeat
 
     def lr_at(self, step: int) -> float:
-        """Linear warm-up, constant, linear decay to a twentieth over the last `decay` of the steps."""
-        left = (self.steps - step) / max(1, self.steps * self.decay)
+        """Linear warm-up, constant, then linear decay to a twentieth."""
+        left = 1.0 - (step - self.decay_start) / self.decay_steps
         return self.lr * min(1.0, (step + 1) / self.warmup) * min(1.0, max(0.05, left))
 
 
@@ -68,10 +69,12 @@ PRESETS = {
             (400, 64, 4096, 0.6),
             (500, 128, 4096, 0.35),
             (400, 256, 4096, 0.25),
-            (400, 512, 8192, 0.15),
-            (500, 1024, 8192, 0.1),
-            (50, 2048, 8192, 0.1),
-        )
+            (140, 512, 8192, 0.15),
+            (520, 1024, 8192, 0.1),
+            (40, 2048, 8192, 0.1),
+        ),
+        decay_start=2100,
+        decay_steps=900,
     ),
 }
 

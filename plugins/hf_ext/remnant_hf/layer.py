@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -92,6 +92,7 @@ class RemnantLayer(DynamicLayer):
         self.store: Any = SimulatedStore() if self.simulate else SlotStore()
         self.seen = 0
         self.step = 0
+        self.decoded = 0
         self.tail = 0
         self.tokens = self.budget
         self.waiting = 0
@@ -174,9 +175,8 @@ class RemnantLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         count = key_states.shape[2]
-        if self.store.stored and key_states.device != self.device:
-            self.store.to(key_states.device)
-        self.device = key_states.device
+        if key_states.device != self.device:
+            self.to(key_states.device)
         self.store.append(self._new_slots(key_states, value_states, count))
         self.seen += count
         self.tail += count
@@ -268,7 +268,7 @@ class RemnantLayer(DynamicLayer):
         kw: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(output, weights, decode row): by the stock function wherever it can read the store."""
-        wants_row = n == 1 and "attn" in self.policy.needs and self.seen > n
+        wants_row = n == 1 and "attn" in self.policy.needs and self.seen > n and not self.ledger.prefilling
         if isinstance(self.store, RaggedStore):
             return self._read_ragged(q, n, wants_row)
         masked = self.holes or (self.padded and not self.store.ordered)
@@ -393,24 +393,41 @@ class RemnantLayer(DynamicLayer):
 
     def _after(self, q: Tensor, count: int, row: Tensor | None) -> None:
         """Observe, then act if a trigger fires."""
-        prefill = count > 1 or self.seen == count
-        self.step = 0 if prefill else self.step + 1
+        prefill = self._advance(count)
         self._remember(q, count, prefill)
         self.row = row
-        self._observe(row)
+        self._observe(row, count)
+        self._act(prefill)
+        self.row = None
+
+    def _advance(self, count: int) -> bool:
+        """Move the clocks; True when the new tokens are part of a prompt, which even a single one may be."""
+        prefill = count > 1 or self.seen == count or self.ledger.prefilling
+        self.step = 0 if prefill else self.step + 1
+        # Turns do not reset this one: an answer shorter than the interval would put eviction off for ever.
+        self.decoded += not prefill
+        return prefill
+
+    def _act(self, prefill: bool) -> None:
         if not self.ledger.prefilling:
             self._decide("prefill" if prefill else "decode")
+            if "all_queries" in self.policy.needs and not self.ledger.stats:
+                self.queries = None
         elif self.ledger.blocked:
             self._decide("block")
         else:
             self._need_plain("a decision put off by prefilling()")
-        self.row = None
 
     def _remember(self, q: Tensor, count: int, prefill: bool) -> None:
         """Keep the queries that the policy wants to see at its next decision."""
         needs = self.policy.needs
         if "all_queries" in needs:
-            self.queries = q if prefill else None
+            if prefill and self.queries is not None and self.queries_end == self.seen - count:
+                # A prompt in parts. Who observes has seen the earlier ones, and needs no more than its window again.
+                back = None if type(self.policy).observe is Policy.observe else max(self.policy.window - count, 0)
+                old = self.queries if back is None else self.queries[:, :, max(self.queries.shape[2] - back, 0) :]
+                q = torch.cat([old, q], 2)
+            self.queries, self.queries_end = (q if prefill else None), self.seen
         elif "queries" in needs and (prefill or self.policy.bounded):
             window = max(self.policy.window, 1)
             if count < window and self.queries is not None and self.queries_end == self.seen - count:
@@ -430,19 +447,29 @@ class RemnantLayer(DynamicLayer):
             facts.sinks if facts else None, self.rope, None, self.store.ordered,
         )  # fmt: skip
 
-    def _observe(self, row: Tensor | None) -> None:
+    def _observe(self, row: Tensor | None, count: int) -> None:
+        """Show the policy the pass of the `count` newest tokens."""
         if type(self.policy).observe is Policy.observe:
             return
-        side, state = self.policy.observe(self._view(attn=row, queries=self.queries))
+        queries = self.queries
+        if queries is not None and "all_queries" in self.policy.needs:
+            queries = queries[:, :, -count:]
+        side, state = self.policy.observe(self._view(attn=row, queries=queries))
         self.store.put_side(dict(side))
         self.state.update(state)
 
     def _probe(self, q: Tensor) -> None:
         """Show the policy queries that will be rolled back, over the slots that were there before them."""
         dense, count = self.store.dense(), q.shape[2]
-        cut = {name: x[:, :, :-count] for name, x in dense.side.items()}
         if isinstance(self.store, RaggedStore):
-            raise UnsupportedPolicy("probe() after heads got different lengths", do="probe before the commit")
+            # Heads end at different slots: the probe's own keys are hidden instead of cut off.
+            past = dense.pos < self.seen - count
+            valid = past if dense.valid is None else dense.valid & past
+            side, state = self.policy.observe(self._view(replace(dense, valid=valid), queries=q))
+            self.store.put_side(dict(side))
+            self.state.update(state)
+            return
+        cut = {name: x[:, :, :-count] for name, x in dense.side.items()}
         valid = None if dense.valid is None else dense.valid[:, :, :-count]
         past = Dense(dense.k[:, :, :-count], dense.v[:, :, :-count], dense.pos[:, :, :-count], valid, cut)
         side, state = self.policy.observe(self._view(past, queries=q))
@@ -451,12 +478,13 @@ class RemnantLayer(DynamicLayer):
         self.state.update(state)
 
     def _stored(self) -> int:
-        return self.store.mean_stored() if isinstance(self.store, RaggedStore) else self.store.stored
+        ragged = isinstance(self.store, RaggedStore | SimulatedStore)
+        return self.store.mean_stored() if ragged else self.store.stored
 
     def _decide(self, phase: Phase) -> None:
         if "layers" in self.policy.needs and phase != "decode":
             self._decide_jointly(phase)
-        elif self.policy.due(phase, self.step, self._stored(), self.tokens):
+        elif self.policy.due(phase, self.decoded, self._stored(), self.tokens):
             self._evict(phase)
 
     def _decide_jointly(self, phase: Phase) -> None:
@@ -467,7 +495,7 @@ class RemnantLayer(DynamicLayer):
         stats = torch.stack([self.ledger.stats[i] for i in range(self.layers)])
         self.ledger.stats.clear()
         every = [*self.siblings, self]
-        if not any(self.policy.due(phase, self.step, layer._stored(), self.budget) for layer in every):
+        if not any(self.policy.due(phase, self.decoded, layer._stored(), self.budget) for layer in every):
             return
         budgets = self.policy.layer_budgets(stats, self._stored(), self.budget)
         for layer, tokens in zip(every, budgets, strict=True):
@@ -500,7 +528,9 @@ class RemnantLayer(DynamicLayer):
         if isinstance(self.store, SimulatedStore):
             if keep.merge is not None or keep.channels is not None:
                 raise UnsupportedPolicy(f"policy {self.policy.name!r} changes what is stored: it cannot be simulated")
-            self.store.apply(keep.indices)
+            dense = self.store.dense()
+            ragged = dense.valid is not None and _lengths(keep, dense) is not None
+            self.store.apply(_real_first(keep.indices, dense.valid) if ragged else keep.indices)
         elif keep.channels is not None:
             self.store = ChannelStore(self.store.dense(), keep)
         else:
@@ -575,9 +605,7 @@ class RemnantLayer(DynamicLayer):
                 accepted="attention classes that use transformers' AttentionInterface",
                 do="use streaming, window, random, knorm or keydiff for this model",
             )
-        prefill = count > 1 or self.seen == count
-        self.step = 0 if prefill else self.step + 1
-        self._decide("prefill" if prefill else "decode")
+        self._act(self._advance(count))
 
     def commit(self) -> None:
         """Take the decision that `prefilling` put off."""
@@ -627,7 +655,7 @@ class RemnantLayer(DynamicLayer):
             if seen == count:
                 self.step = 0
                 self._remember(q, count, True)
-                self._observe(None)
+                self._observe(None, count)
                 self._decide("prefill")
             else:
                 self._replay_decode(q, count)
@@ -638,11 +666,12 @@ class RemnantLayer(DynamicLayer):
         for i in range(count):
             self.seen = seen - count + i + 1
             self.step += 1
+            self.decoded += 1
             self._remember(q[:, :, i : i + 1], 1, False)
             if type(self.policy).observe is not Policy.observe or "attn" in self.policy.needs:
                 self._observe_past(q[:, :, i : i + 1], count - i - 1)
             stored = self._stored() - (count - i - 1)
-            acts = acts or self.policy.due("decode", self.step, stored, self.tokens)
+            acts = acts or self.policy.due("decode", self.decoded, stored, self.tokens)
         self.seen = seen
         if acts:
             self._evict("decode")
@@ -673,7 +702,7 @@ class RemnantLayer(DynamicLayer):
             if trigger.kind == "step":
                 distance = min(distance, room)
             elif trigger.kind == "every":
-                distance = min(distance, max(room, trigger.n - self.step % trigger.n - 1))
+                distance = min(distance, max(room, trigger.n - self.decoded % trigger.n - 1))
             elif trigger.kind == "overflow":
                 distance = min(distance, max(self.tokens + trigger.n - self._stored() - 1, 0))
         return distance
@@ -742,17 +771,23 @@ class RemnantLayer(DynamicLayer):
         self._empty()
 
     def offload(self) -> None:
-        """Move every tensor to the CPU, side state too."""
-        self._move(torch.device("cpu"))
+        """Move every tensor to the CPU, side state too; the next `update` moves them to where its keys are."""
+        self.to(torch.device("cpu"))
 
     def prefetch(self) -> None:
-        """Move every tensor back."""
-        if self.is_initialized:
-            self._move(self.device)
+        """Nothing to do: `update` moves the tensors to where its keys are."""
 
-    def _move(self, device: torch.device) -> None:
-        if self.seen:
-            self.store.to(device)
+    def to(self, device: torch.device) -> None:
+        """Move every tensor of this layer."""
+        self.device = device
+        if not self.seen:
+            return
+        self.store.to(device)
+        self.state = {name: x.to(device) for name, x in self.state.items()}
+        self.stash = [(q.to(device), n, seen) for q, n, seen in self.stash]
+        for name in ("real", "queries", "sink_base", "row"):
+            value = getattr(self, name)
+            setattr(self, name, None if value is None else value.to(device))
 
 
 def _block_diagonal(q: Tensor) -> Tensor:
