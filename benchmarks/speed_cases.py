@@ -1,0 +1,73 @@
+"""Inputs and targets of the speed benchmark, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["FULL", "KVPRESS", "QUICK", "Sizes", "options_of"]
+
+MODEL = {"layers": 2, "heads": 8, "kv_heads": 2, "head_dim": 64, "hidden": 128, "vocab": 128}
+
+SKIPPED = {
+    "full": "keeps everything; it is what the others are compared with",
+    "tim": "prunes on events of the text only, not by a budget",
+}
+OPTIONS: dict[str, dict[str, object]] = {"trimkv": {"gates": "uniform"}}
+
+
+def options_of(policy: str) -> dict[str, object]:
+    """Options without which a policy cannot run here."""
+    return OPTIONS.get(policy, {})
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much is measured.
+
+    Attributes:
+        pairs: pairs of measurements behind each ratio, at least 7.
+        passthrough: contexts of the pass-through cost, in tokens.
+        passthrough_steps: decoded tokens per pair there.
+        prefill: prompt of the prefill comparison, in tokens.
+        context: stored tokens of the full cache that decoding is compared with.
+        share: the budget is `context // share`.
+        steps: least decoded tokens per pair; more where a policy acts less often than that.
+        kvpress: stored tokens in the comparison with kvpress.
+        peak: (prompt, budget, block) of the memory bound, in tokens.
+    """
+
+    pairs: int
+    passthrough: tuple[int, ...]
+    passthrough_steps: int
+    prefill: int
+    context: int
+    share: int
+    steps: int
+    kvpress: tuple[int, ...]
+    peak: tuple[int, int, int]
+
+
+FULL = Sizes(9, (512, 4096, 16384), 24, 4096, 16384, 8, 8, (4096, 16384), (8192, 1024, 512))
+QUICK = Sizes(7, (512,), 8, 1024, 2048, 8, 4, (1024,), (2048, 512, 256))
+
+
+@dataclass(frozen=True)
+class Duel:
+    """One comparison with kvpress: the same method, acting equally often, at the same size."""
+
+    name: str
+    interval: int
+    policy: str
+    options: tuple[tuple[str, int], ...]
+    press: str
+
+
+KVPRESS = (
+    Duel("knorm every 1", 1, "knorm", (("slack", 0),), "knorm"),
+    Duel("knorm every 16", 16, "knorm", (("slack", 16),), "knorm"),
+    Duel("snapkv every 1", 1, "snapkv", (("window", 8), ("refresh", 1)), "snapkv"),
+    Duel("snapkv every 16", 16, "snapkv", (("window", 8), ("refresh", 16)), "snapkv"),
+)
+
+TARGETS = {"passthrough": 1.02, "prefill": 1.05, "decode": 0.5, "kvpress": 1 / 3, "peak": 1.10}
+"""Largest ratio that meets the target, ours over the other's."""
