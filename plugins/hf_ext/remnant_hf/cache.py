@@ -21,7 +21,10 @@ from remnant_hf.stats import CacheStats, LayerStats
 
 __all__ = ["RemnantCache"]
 
-_RELATIVE_BIAS = {"bloom", "mpt", "falcon_alibi", "baichuan", "t5", "mt5"}
+_RELATIVE_BIAS = {
+    "baichuan", "bloom", "cpmant", "falcon_alibi", "inkling", "inkling2", "inkling2_text", "inkling_text", "longt5",
+    "mpt", "mt5", "pix2struct_text_model", "pop2piano", "switch_transformers", "t5", "udop", "umt5",
+}  # fmt: skip
 _FOREVER = 2**31 - 1
 
 
@@ -65,7 +68,7 @@ class RemnantCache(DynamicCache):
         config = _text_config(config_or_model)
         self.policy = _policy(policy, options)
         self.budget = _budget(self.policy, budget)
-        if prefill_block is not None and (isinstance(prefill_block, bool) or prefill_block < 1):
+        if prefill_block is not None and (type(prefill_block) is not int or prefill_block < 1):
             raise ConfigError(f"prefill_block={prefill_block!r}", accepted="an integer of at least 1, in tokens")
         self.prefill_block = prefill_block
         self.tokens: Tensor | None = None
@@ -304,7 +307,7 @@ def _refuse_bias(config: Any) -> None:
     kind = getattr(config, "model_type", "")
     if kind in _RELATIVE_BIAS or getattr(config, "alibi", False):
         raise UnsupportedPolicy(
-            f"model type {kind!r} biases attention by slot distance (ALiBi or relative bias), so slots cannot be removed",
+            f"model type {kind!r} biases attention by slot distance (ALiBi or relative bias): slots cannot be removed",
             accepted="models with rotary or no positions",
         )
 
