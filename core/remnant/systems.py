@@ -69,9 +69,7 @@ def _is_open(door: str) -> bool:
     return door not in _PACKAGES or find_spec(_PACKAGES[door]) is not None
 
 
-def _policy(
-    number: int, name: str, section: int, policy: str, doors: tuple[str, ...], claim: str
-) -> System:
+def _policy(number: int, name: str, section: int, policy: str, doors: tuple[str, ...], claim: str) -> System:
     """A row for a KV policy; `claim` is the task and the budget at which it shows its point."""
     task, budget = claim.split()
     run = f"remnant testbed eval --task {task} --policy {policy} --budget {budget} --length 1024"
@@ -89,7 +87,7 @@ SYSTEMS = (
     _policy(4, "TRIM-KV", 5, "trimkv", _VLLM, "recall 0.1"),
     _policy(5, "LazyEviction", 6, "lazyeviction", _HF, "recurrence 0.25"),
     _policy(6, "EpiCache", 7, "epicache", _HF, "episodes 0.2"),
-    System(7, "TIM / TIMRUN", "kv-cache 8", "kv/policies/tim", _HF, "remnant bench tim"),
+    _policy(7, "TIM / TIMRUN", 8, "tim", _HF, "tree 1.0"),
     System(8, "Kinetics", "attention 1", "kv/policies/kinetics", ("HF", "CLI")),
     System(9, "FlashAttention", "attention 5", "kernels/attention", ("kernels",)),
     System(10, "vAttention", "kv-cache 9", "kernels/virtual_kv", _HF),

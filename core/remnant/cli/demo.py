@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from remnant.cli._output import Json, answer, print_fields
+from remnant.cli._output import Json, answer, print_table
 from remnant.cli._parse import parse_budget
 from remnant.errors import ConfigError
 from remnant.lazy import needs
@@ -43,4 +43,25 @@ def demo(
             progress=progress,
         )
 
-    answer(as_json, work, print_fields)
+    answer(as_json, work, _show)
+
+
+def _show(found: dict[str, Any]) -> None:
+    """The question, then a table per scene: what each policy answered, from how many bytes."""
+    typer.echo(f"model     {found['model']}")
+    typer.echo(f"text      {found['text']}  ({found['length']} tokens)")
+    typer.echo(f"question  {found['question']}")
+    typer.echo(f"budget    {found['budget_tokens']} tokens per KV head")
+    scenes: dict[str, str] = found.get("scenes", {"": ""})
+    for scene, meaning in scenes.items():
+        typer.echo(f"\n{scene}: {meaning}" if scene else "")
+        columns = ("policy", "answer", *(("right",) if scene else ()), "bytes", "of full", "peak", "tokens/s")
+        print_table(columns, [_cells(row) for row in found["rows"] if row.get("scene", "") == scene])
+    typer.echo(f"\nchart     {found['chart']}")
+
+
+def _cells(row: dict[str, Any]) -> list[str]:
+    right = [f"{row['right']} of {row['of']}"] if "of" in row else []
+    share = f"{row['bytes'] / row['bytes_full']:.0%}"
+    peak, speed = f"{row['peak_bytes']:,}", f"{row['tokens_per_second']:,.0f}"
+    return [row["policy"], " ".join(row["answer"].split()), *right, f"{row['bytes']:,}", share, peak, speed]

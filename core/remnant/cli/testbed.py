@@ -15,7 +15,7 @@ from remnant.lazy import needs
 if TYPE_CHECKING:
     from remnant.progress import Progress
 
-TASKS = ("recall", "passkey-early", "passkey-late", "recurrence", "episodes", "perplexity")
+TASKS = ("recall", "passkey-early", "passkey-late", "recurrence", "episodes", "perplexity", "tree")
 PRESETS = ("quick", "full")
 
 testbed = typer.Typer(
@@ -27,7 +27,7 @@ testbed = typer.Typer(
 @testbed.command()
 def info(as_json: Json = False) -> None:
     """Show the shipped model: size, context, provenance, scores."""
-    answer(as_json, lambda _: _api().info(), print_fields)
+    answer(as_json, lambda _: _api().info(), _show_info)
 
 
 @testbed.command()
@@ -67,6 +67,17 @@ def evaluate(
         return _api().evaluate(task, policy, tokens, length, n, seed, progress, **options)
 
     answer(as_json, work, print_fields)
+
+
+def _show_info(found: dict[str, Any]) -> None:
+    print_fields(found)
+    scores = {k: v for k, v in found["scores"].items() if not isinstance(v, dict)}
+    for name, value in found["scores"].get("baselines", {}).items():
+        scores[f"perplexity of a {name} model"] = value
+    for title, fields in (("Scores with the full cache", scores), ("Provenance", found["provenance"])):
+        if fields:
+            typer.echo(f"\n{title}")
+            print_fields({f"  {name}": value for name, value in fields.items()})
 
 
 def _one_of(kind: str, given: str, accepted: tuple[str, ...]) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-__all__ = ["Corpus", "load_corpus"]
+__all__ = ["Corpus", "load_corpus", "load_held_out"]
 
 _SKIP = {"test", "tests", "idlelib", "site-packages", "lib2to3", "__pycache__", "turtledemo", "ensurepip"}
 _HELD_OUT_EVERY = 10
@@ -46,11 +46,13 @@ def _docstrings_of(source: str) -> Iterator[str]:
                 yield doc
 
 
-def _modules() -> Iterator[tuple[str, str]]:
+def _modules(held_out_only: bool = False) -> Iterator[tuple[str, str]]:
     root = Path(sysconfig.get_paths()["stdlib"])
     for path in sorted(root.rglob("*.py")):
         relative = path.relative_to(root)
         if _SKIP.intersection(relative.parts) or relative.parts[0] == "pydoc_data":
+            continue
+        if held_out_only and not _is_held_out(f"module:{relative.as_posix()}"):
             continue
         try:
             source = path.read_text(encoding="utf-8")
@@ -79,3 +81,10 @@ def load_corpus() -> Corpus:
         splits[_is_held_out(name)].append(text)
         digest.update(name.encode() + b"\0" + text.encode() + b"\0")
     return Corpus(tuple(splits[False]), tuple(splits[True]), digest.hexdigest())
+
+
+@lru_cache(maxsize=1)
+def load_held_out() -> tuple[str, ...]:
+    """The held-out documents alone: the same as `load_corpus().held_out`, in a tenth of the time."""
+    topics = (text for name, text in _topics() if _is_held_out(name))
+    return (*topics, *(text for _, text in _modules(held_out_only=True)))
