@@ -104,8 +104,8 @@ def attention_columns(view: KVView, over: Literal["sum", "max"] = "sum", block: 
     b, h, s = view.shape
     w = q.shape[2]
     out = torch.zeros(b, h, view.group, s, device=q.device)
-    # Blocks hold at most S / 4 queries, so that a short cache never sees a square of its own size either.
-    block = max(1, min(block, max(s // 4, 16)))
+    # The query heads of a block are one matrix of at most S / 4 rows: a short cache sees no square of its own size.
+    block = max(1, min(block, max(s // (4 * view.group), 4)))
     for start in range(0, w, block):
         part = q[:, :, start : start + block]
         q_pos = torch.arange(start, start + part.shape[2], device=q.device) + (view.seen - w)

@@ -97,7 +97,7 @@ def attend_segments(
     Returns:
         `[B, n, G*H, Dv]` and per sequence and head the probabilities `[G, n, S]` float32.
     """
-    b, heads, n, _ = q.shape
+    heads, n = q.shape[1:3]
     group = heads // len(segments[0])
     rows, probabilities = [], []
     for i, row in enumerate(segments):

@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers.cache_utils import DynamicLayer
 
 from remnant.errors import ConfigError, UnsupportedPolicy
-from remnant.kv.merge import apply_merge
+from remnant.kv.merge import apply_merge, fold_one
 from remnant.kv.policy import Phase, Policy
 from remnant.kv.positions import rotate, unrotate
 from remnant.kv.score import reduce_group
@@ -436,13 +436,13 @@ class RemnantLayer(DynamicLayer):
             self.queries_end = self.seen
 
     def _view(self, dense: Dense | None = None, attn: Tensor | None = None, queries: Tensor | None = None) -> KVView:
-        dense = dense or self.store.dense()
-        k, v, facts = dense.k, dense.v, self.facts
+        shown: Dense = self.store.dense() if dense is None else dense
+        k, v, facts = shown.k, shown.v, self.facts
         if self.expanded is not None:
             k, v = (x.transpose(1, 2).flatten(2)[:, None] for x in self.expanded)
             queries = None if queries is None else _block_diagonal(queries)
         return KVView(
-            k, v, dense.pos, self.seen, self.order, self.layers, dense.valid, queries, attn, dense.side, self.state,
+            k, v, shown.pos, self.seen, self.order, self.layers, shown.valid, queries, attn, shown.side, self.state,
             self.step, facts.scaling if facts else None, facts.softcap if facts else None,
             facts.sinks if facts else None, self.rope, None, self.store.ordered,
         )  # fmt: skip
@@ -469,9 +469,7 @@ class RemnantLayer(DynamicLayer):
             self.store.put_side(dict(side))
             self.state.update(state)
             return
-        cut = {name: x[:, :, :-count] for name, x in dense.side.items()}
-        valid = None if dense.valid is None else dense.valid[:, :, :-count]
-        past = Dense(dense.k[:, :, :-count], dense.v[:, :, :-count], dense.pos[:, :, :-count], valid, cut)
+        past = dense.first(dense.k.shape[2] - count)
         side, state = self.policy.observe(self._view(past, queries=q))
         full = {name: torch.cat([x, x.new_zeros(*x.shape[:2], count, *x.shape[3:])], 2) for name, x in side.items()}
         self.store.put_side(full)
@@ -529,8 +527,10 @@ class RemnantLayer(DynamicLayer):
             if keep.merge is not None or keep.channels is not None:
                 raise UnsupportedPolicy(f"policy {self.policy.name!r} changes what is stored: it cannot be simulated")
             dense = self.store.dense()
-            ragged = dense.valid is not None and _lengths(keep, dense) is not None
-            self.store.apply(_real_first(keep.indices, dense.valid) if ragged else keep.indices)
+            indices = keep.indices
+            if dense.valid is not None and _lengths(keep, dense) is not None:
+                indices = _real_first(indices, dense.valid)
+            self.store.apply(indices)
         elif keep.channels is not None:
             self.store = ChannelStore(self.store.dense(), keep)
         else:
@@ -559,7 +559,10 @@ class RemnantLayer(DynamicLayer):
             return
         if not isinstance(self.store, SlotStore):
             raise UnsupportedPolicy(f"policy {self.policy.name!r} merges into heads of different length")
-        self.store.get("v").copy_(apply_merge(view.v, keep))
+        if keep.merge.src.shape[-1] == 1:
+            fold_one(self.store.get("v"), view.v, keep.merge)
+        else:
+            self.store.get("v").copy_(apply_merge(view.v, keep))
         if keep.merge.keys:
             if self.rope is None:
                 raise UnsupportedPolicy(
@@ -572,7 +575,8 @@ class RemnantLayer(DynamicLayer):
         """Close the gap behind the sinks: rotate them forward by the tokens evicted since, from an exact copy."""
         if getattr(self.policy, "positions", "keep") != "rerotate":
             return
-        assert self.rope is not None and isinstance(self.store, SlotStore)
+        assert self.rope is not None
+        assert isinstance(self.store, SlotStore)
         sinks = self.policy.sinks
         pos, k = self.store.get("pos"), self.store.get("k")
         reach = pos if not self.padded else pos.masked_fill(~self.store.get("valid"), _FOREVER)
@@ -681,8 +685,7 @@ class RemnantLayer(DynamicLayer):
         """Observe a decode row as it was before the `newer` newest slots existed."""
         dense = self.store.dense()
         stored = dense.k.shape[2] - newer
-        cut = Dense(*(None if x is None else x[:, :, :stored] for x in (dense.k, dense.v, dense.pos, dense.valid)),
-                    {name: x[:, :, :stored] for name, x in dense.side.items()})  # fmt: skip
+        cut = dense.first(stored)
         row = None
         if "attn" in self.policy.needs:
             assert self.facts is not None

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from remnant.errors import UnsupportedPolicy
+from remnant.kv.merge import take as _gather
 from remnant.kv.view import Keep
 
 __all__ = ["ChannelStore", "Dense", "RaggedStore", "SimulatedStore", "SlotStore", "Store"]
@@ -32,6 +33,12 @@ class Dense:
     valid: Tensor | None
     side: Named
 
+    def first(self, count: int) -> Dense:
+        """The first `count` slots."""
+        k, v, pos = (x[:, :, :count] for x in (self.k, self.v, self.pos))
+        valid = None if self.valid is None else self.valid[:, :, :count]
+        return Dense(k, v, pos, valid, {name: x[:, :, :count] for name, x in self.side.items()})
+
 
 class Store(Protocol):
     """What a layer asks of its store."""
@@ -43,21 +50,46 @@ class Store(Protocol):
         """Slots of the longest head, in tokens."""
         ...
 
-    def append(self, new: Named) -> None: ...
-    def dense(self) -> Dense: ...
-    def put_side(self, side: Named) -> None: ...
-    def drop_newest(self, count: int) -> None: ...
-    def take_rows(self, index: Tensor) -> None: ...
-    def to(self, device: torch.device) -> None: ...
-    def counts(self) -> list[list[int]]: ...
-    def bytes(self) -> int: ...
-    def allocated(self) -> int: ...
+    def append(self, new: Named) -> None:
+        """Add the same number of slots to every head; tensors `[B, H, n, ...]`."""
+        ...
+
+    def dense(self) -> Dense:
+        """The slots as rectangles."""
+        ...
+
+    def put_side(self, side: Named) -> None:
+        """Replace or add side tensors."""
+        ...
+
+    def drop_newest(self, count: int) -> None:
+        """Forget the newest slots of every head."""
+        ...
+
+    def take_rows(self, index: Tensor) -> None:
+        """Reorder, repeat or select batch rows."""
+        ...
+
+    def to(self, device: torch.device) -> None:
+        """Move every tensor."""
+        ...
+
+    def counts(self) -> list[list[int]]:
+        """Real slots per sequence and head."""
+        ...
+
+    def bytes(self) -> int:
+        """Bytes of the stored keys and values."""
+        ...
+
+    def allocated(self) -> int:
+        """Bytes of all buffers."""
+        ...
 
 
-def _gather(x: Tensor, indices: Tensor) -> Tensor:
-    """Take slots `[B, H, K]` from `[B, H, S, ...]`; -1 takes slot 0, to be hidden by the caller."""
-    index = indices.clamp(min=0).view(*indices.shape, *[1] * (x.dim() - 3))
-    return x.gather(2, index.expand(*indices.shape, *x.shape[3:]))
+def _frozen(x: Tensor) -> bool:
+    """Whether a tensor was made in inference mode and may not be written to here; never asked while compiling."""
+    return not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled()
 
 
 class SlotStore:
@@ -93,7 +125,7 @@ class SlotStore:
     def reserve(self, count: int) -> None:
         """Make room for `count` more slots; a tensor made in inference mode is copied before it is written to."""
         some = next(iter(self.buffers.values()))
-        frozen = some.is_inference() and not torch.is_inference_mode_enabled()
+        frozen = _frozen(some)
         if self.n + count <= some.shape[2] and not frozen:
             return
         self._resize(self.n + count + max(_GROWTH, self.n // 8))
@@ -138,13 +170,11 @@ class SlotStore:
         """Drop slots `[B, H, m]` by moving the survivors among the last m slots into the others' places."""
         m = victims.shape[2]
         tail = self.n - m
-        if m == 1:
-            source, target = torch.full_like(victims, tail), victims
-        else:
-            source, target = _moves(victims, tail)
+        source, target = (None, victims) if m == 1 else _moves(victims, tail)
         for x in self.buffers.values():
             index = target.view(*target.shape, *[1] * (x.dim() - 3)).expand(*target.shape, *x.shape[3:])
-            x.scatter_(2, index, _gather(x, source))
+            moved = x[:, :, tail : self.n].clone() if source is None else _gather(x, source)
+            x.scatter_(2, index, moved)
         self.n = tail
         self.ordered = False
 
@@ -182,13 +212,21 @@ def _moves(victims: Tensor, tail: int) -> tuple[Tensor, Tensor]:
     """For m victims `[B, H, m]`: which tail slots move, and where; a tail victim receives itself."""
     m = victims.shape[2]
     slots = torch.arange(tail, tail + m, device=victims.device).expand_as(victims)
-    survives = (slots.unsqueeze(-1) != victims.unsqueeze(-2)).all(-1)
+    stays = torch.ones(*victims.shape[:2], tail + m, dtype=torch.bool, device=victims.device)
+    survives = stays.scatter_(2, victims, False)[..., tail:]
     front = victims < tail
     # There are as many survivors in the tail as victims in front of it; line both up by a stable sort.
     source = torch.where(survives, slots, tail + m).sort(-1).values
     target = torch.where(front, victims, tail + m).sort(-1).values
     idle = source >= tail + m
     return source.masked_fill(idle, tail), torch.where(idle, source.new_tensor(tail), target)
+
+
+def _ends_last(slots: Tensor) -> Tensor:
+    """Move the -1 of shorter heads behind their newest slots; `[B, H, K]` in, and as wide as the longest head out."""
+    exists = slots >= 0
+    order = (~exists).long().argsort(dim=-1, stable=True)
+    return slots.gather(2, order)[..., : int(exists.sum(-1).max())]
 
 
 class RaggedStore:
@@ -242,8 +280,7 @@ class RaggedStore:
         if count > self.room:
             self.spare = max(self.spare, count)
             self._pack(self._padded(), self.lengths)
-        frozen = self.buffers["k"].is_inference() and not torch.is_inference_mode_enabled()
-        if frozen:
+        if _frozen(self.buffers["k"]):
             self.buffers = {name: x.clone() for name, x in self.buffers.items()}
         ends = torch.tensor([self.starts[i][j] + n for i, j, n in self._each()], device=new["k"].device)
         index = (ends[:, None] + torch.arange(count, device=ends.device)).flatten()
@@ -416,8 +453,12 @@ class SimulatedStore:
         """Add visible slots."""
         b, h, count = new["k"].shape[:3]
         fresh = torch.arange(self.all.n, self.all.n + count, device=new["k"].device).expand(b, h, count)
-        self.alive = fresh if self.alive is None else torch.cat([self.alive, fresh], 2)
+        self.alive = fresh if self.alive is None else _ends_last(torch.cat([self.alive, fresh], 2))
         self.all.append(new)
+
+    def mean_stored(self) -> int:
+        """Visible slots per head on average over the fullest sequence, rounded up, as in a ragged store."""
+        return max((-(-sum(row) // len(row)) for row in self.counts()), default=0)
 
     def hidden(self) -> Tensor:
         """`[B, H, S]` True where a slot was evicted."""
