@@ -14,6 +14,10 @@ from remnant.errors import ConfigError, ShapeError
 __all__ = ["Budget", "KVView", "Keep", "Merge", "Rope"]
 
 
+def _empty() -> dict[str, Tensor]:
+    return {}  # torch.compile cannot trace a call of dict[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Rope:
     """How a layer's keys were rotated; enough to undo it or to rotate further.
@@ -63,8 +67,8 @@ class KVView:
     valid: Tensor | None = None
     queries: Tensor | None = None
     attn: Tensor | None = None
-    side: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    state: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    side: Mapping[str, Tensor] = field(default_factory=_empty)
+    state: Mapping[str, Tensor] = field(default_factory=_empty)
     step: int = 0
     scaling: float | None = None
     softcap: float | None = None
@@ -158,8 +162,8 @@ class Keep:
     merge: Merge | None = None
     channels: Tensor | None = None
     recent: int = 0
-    side: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
-    state: Mapping[str, Tensor] = field(default_factory=dict[str, Tensor])
+    side: Mapping[str, Tensor] = field(default_factory=_empty)
+    state: Mapping[str, Tensor] = field(default_factory=_empty)
 
     @property
     def ragged(self) -> bool:
