@@ -12,6 +12,7 @@ from transformers.modeling_utils import AttentionInterface
 
 import remnant_hf
 from remnant.errors import ConfigError, HostVersionError, UnsupportedPolicy
+from remnant.kv import get_policy
 from remnant_hf import RemnantCache, bridge
 
 
@@ -160,11 +161,9 @@ def tokens(n: int, seed: int) -> tuple[Any, Any, Any]:
 @pytest.mark.parametrize("policy", ["snapkv", "h2o", "lazyeviction", "adakv", "think", "expected"])
 def test_update_without_attention_is_never_silent(lab: Any, policy: str):
     cache = lab.cache(lab.model("llama"), policy)
-    layers = [OwnSoftmax(i) for i in range(3)]
+    OwnSoftmax(0)(*tokens(40, 0), cache)
     with pytest.raises(UnsupportedPolicy, match=f"{policy}.*cannot see") as error:
-        for n in (40, 1):
-            for layer in layers:
-                layer(*tokens(n, n), cache)
+        OwnSoftmax(1)(*tokens(40, 0), cache)
     assert "AttentionInterface" in str(error.value)
     assert "streaming" in str(error.value)
 
@@ -205,10 +204,10 @@ def test_falcon_with_alibi_is_refused():
 def test_families_without_the_interface_work_or_say_why(family: str):
     """Nobody gets a cache that was never compressed without being told."""
     small = {
-        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "n_layer": 2, "n_head": 4,
-        "n_embd": 32, "d_model": 32, "attention_heads": 4, "num_layers": 2, "num_heads": 4, "rotary_dim": 8,
-        "intermediate_size": 32, "ffn_dim": 32, "attention_types": [[["global"], 2]], "max_position_embeddings": 256,
-        "n_positions": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
+        "vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "n_layer": 2,
+        "n_head": 4, "n_embd": 32, "d_model": 32, "attention_heads": 4, "num_layers": 2, "num_heads": 4,
+        "rotary_dim": 8, "intermediate_size": 32, "ffn_dim": 32, "attention_types": [[["global"], 2]],
+        "max_position_embeddings": 256, "n_positions": 256, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": None,
     }  # fmt: skip
     plain = AutoConfig.for_model(family)
     known = {k: v for k, v in small.items() if k in plain.to_dict() or k in plain.attribute_map}
@@ -240,7 +239,7 @@ def test_arguments_are_checked_with_helpful_text(lab: Any):
         RemnantCache(config, "snapkv")
     with pytest.raises(ConfigError, match="did you mean 'snapkv'"):
         RemnantCache(config, "snapvk", budget=64)
-    with pytest.raises(ConfigError, match="windw.*did you mean 'window'"):
+    with pytest.raises(ConfigError, match=r"windw.*did you mean 'window'"):
         RemnantCache(config, "snapkv", budget=64, windw=8)
     with pytest.raises(ConfigError, match="at least 33 tokens"):
         RemnantCache(config, "snapkv", budget=16)
@@ -251,8 +250,6 @@ def test_arguments_are_checked_with_helpful_text(lab: Any):
         with pytest.raises(ConfigError, match="prefill_block"):
             RemnantCache(config, "snapkv", budget=64, prefill_block=bad)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="beside a policy object"):
-        from remnant.kv import get_policy
-
         RemnantCache(config, get_policy("snapkv"), budget=64, window=8)
     with pytest.raises(ConfigError, match="a name or a policy object"):
         RemnantCache(config, 3, budget=64)  # type: ignore[arg-type]
