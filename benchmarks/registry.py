@@ -1,0 +1,95 @@
+"""What is measured, as data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """A module of this folder with `main(arguments)`.
+
+    Attributes:
+        name: of the module, and of the command.
+        help: one line.
+        tests: must pass before anything is printed.
+    """
+
+    name: str
+    help: str
+    tests: tuple[str, ...] = ()
+
+
+BENCHMARKS = (
+    Benchmark("quality", "policies x tasks x budgets on the testbed", ("tests/unit/testbed/test_tasks.py",)),
+    Benchmark("speed", "time and memory against the stock cache and kvpress", ("tests/plugins/test_cache.py",)),
+    Benchmark("plot_quality", "draw results/quality.jsonl"),
+    Benchmark("claims", "what should hold, and whether it does"),
+)
+
+LENGTH = 1024
+SEEDS = 3
+BUDGETS = (0.05, 0.10, 0.25, 0.50)
+EXAMPLES = {
+    "recall": 6,
+    "passkey-early": 12,
+    "passkey-late": 12,
+    "recurrence": 4,
+    "episodes": 6,
+    "perplexity": 4,
+    "tree": 6,
+}
+"""Examples per seed. An example of `recall` asks 16 questions, of `recurrence` about 60, of `episodes` 4."""
+ALWAYS = ("full", "window", "streaming", "random")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One measurement: all its seeds run as one batch.
+
+    Attributes:
+        task: of the testbed.
+        policy: its name.
+        budget: fraction of the length.
+        options: of the policy, where they are not the defaults.
+    """
+
+    task: str
+    policy: str
+    budget: float
+    options: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+VARIANTS = (
+    Cell("recall", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
+    Cell("passkey-early", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
+    Cell("tree", "full", 1.0),
+    Cell("tree", "tim", 1.0),
+    Cell("tree", "streaming", 0.1),
+    Cell("tree", "window", 0.1),
+    Cell("tree", "random", 0.1),
+    Cell("tree", "snapkv", 0.1),
+)
+
+
+def cells(policies: list[str], quick: bool = False) -> Iterator[Cell]:
+    """The matrix, cheap and telling tasks first.
+
+    A policy that never acts while decoding is left out of `recurrence`, whose context is not worth compressing, and
+    `tim` out of all tasks that are no tree.
+    """
+    from remnant.kv import get_policy
+
+    names = [*ALWAYS, *(p for p in policies if p not in (*ALWAYS, "tim"))]
+    tasks = [task for task in EXAMPLES if task != "tree"]
+    budgets = (0.10,) if quick else BUDGETS
+    for task in ("passkey-early",) if quick else tasks:
+        for policy in ("full", "window", "snapkv") if quick else names:
+            if task == "recurrence" and policy != "full" and not get_policy(policy).bounded:
+                continue
+            for budget in (1.0,) if policy == "full" else budgets:
+                yield Cell(task, policy, budget)
+    if not quick:
+        yield from VARIANTS
