@@ -14,16 +14,37 @@ from torch import Tensor
 from remnant.errors import ShapeError
 from remnant.kv.view import Keep, KVView, Merge
 
-__all__ = ["Weights", "apply_merge", "evicted", "fold_weights", "make_merge", "naive_merge", "nearest", "take"]
+__all__ = [
+    "Weights",
+    "apply_merge",
+    "evicted",
+    "fold_one",
+    "fold_weights",
+    "make_merge",
+    "naive_merge",
+    "nearest",
+    "take",
+]
 
 Weights = Literal["paper", "code"]
 _TILE = 512
+_FEW = 16
 
 
 def take(x: Tensor, slots: Tensor) -> Tensor:
-    """Gather slots: x `[B, H, S, D]`, slots `[B, H, N]` int64 -> `[B, H, N, D]`; -1 reads slot 0, mask it after."""
-    index = slots.clamp(min=0).unsqueeze(-1)
-    return x.gather(2, index.expand(*slots.shape, x.shape[-1]))
+    """Gather slots: x `[B, H, S, ...]`, slots `[B, H, N]` int64 -> `[B, H, N, ...]`; -1 reads slot 0, mask it after.
+
+    Whole rows are copied at once, several times faster than `gather` with an index for every channel.
+    """
+    slots = slots.clamp(min=0)
+    if x.dim() == 3:
+        return x.gather(2, slots)
+    b, h, s = x.shape[:3]
+    if not x.is_contiguous():
+        rows, heads = (torch.arange(n, device=x.device) for n in (b, h))
+        return x[rows[:, None, None], heads[:, None], slots]
+    begin = torch.arange(b * h, device=x.device).view(b, h, 1) * s
+    return x.flatten(0, 2).index_select(0, (begin + slots).flatten()).view(*slots.shape, *x.shape[3:])
 
 
 def evicted(keep: Keep, view: KVView) -> Tensor:
@@ -61,6 +82,8 @@ def nearest(
     hidden = kept < 0
     if valid is not None:
         hidden = hidden | ~valid.gather(-1, kept.clamp(min=0))
+    if e <= _FEW <= kept.shape[-1] and k.dtype == torch.float32:
+        return _nearest_of_few(k, src, kept, hidden)
     best = torch.full((b, h, e), float("-inf"), device=k.device)
     place = torch.zeros_like(src)
     for start in range(0, kept.shape[-1], tile):
@@ -79,6 +102,18 @@ def nearest(
             best[..., rows] = torch.where(better, top, best[..., rows])
             place[..., rows] = torch.where(better, last - at, place[..., rows])
     return best.masked_fill(src < 0, float("-inf")), place.masked_fill(src < 0, 0)
+
+
+def _nearest_of_few(k: Tensor, src: Tensor, kept: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """`nearest` for the few slots that go at a decoded token: every key is read in place, none is gathered."""
+    length = torch.linalg.vector_norm(k, dim=-1).clamp(min=1e-12)
+    x = F.normalize(take(k, src), dim=-1, eps=1e-12) @ k.transpose(2, 3) / length.unsqueeze(2)
+    at = kept.clamp(min=0).unsqueeze(2).expand(-1, -1, src.shape[-1], -1)
+    x = x.gather(-1, at).masked_fill(hidden.unsqueeze(2), float("-inf")).flip(-1)
+    place = x.argmax(-1)
+    best = x.gather(-1, place.unsqueeze(-1)).squeeze(-1)
+    gone = src < 0
+    return best.masked_fill(gone, float("-inf")), (kept.shape[-1] - 1 - place).masked_fill(gone, 0)
 
 
 def fold_weights(similarity: Tensor, dst: Tensor, chosen: Tensor, kept: int, form: Weights) -> tuple[Tensor, Tensor]:
@@ -139,6 +174,21 @@ def apply_merge(v: Tensor, keep: Keep, tile: int = _TILE) -> Tensor:
         part = (take(v, src).float() * share.unsqueeze(-1)).masked_fill((src < 0).unsqueeze(-1), 0.0)
         total = total.scatter_add(2, dst.unsqueeze(-1).expand_as(part), part)
     return total.to(v.dtype)
+
+
+def fold_one(kept: Tensor, v: Tensor, merge: Merge) -> None:
+    """Fold one evicted slot per head into values that are already gathered, in place: what a decoded token costs.
+
+    Args:
+        kept: `[B, H, K, Dv]` the kept values of `v`, written to.
+        v: `[B, H, S, Dv]` values before the eviction.
+        merge: with one source per head.
+    """
+    gone = (merge.src < 0).unsqueeze(-1)
+    part = (take(v, merge.src).float() * merge.weight.unsqueeze(-1)).masked_fill(gone, 0.0)
+    at = merge.dst.unsqueeze(-1).expand_as(part)
+    own = merge.own.gather(-1, merge.dst).unsqueeze(-1)
+    kept.scatter_(2, at, (kept.gather(2, at).float() * own + part).to(kept.dtype))
 
 
 def naive_merge(v: Tensor, keep: Keep, tile: int = _TILE) -> Tensor:
