@@ -65,6 +65,18 @@ def _weights() -> dict[str, torch.Tensor]:
     return {name: tensor.float() for name, tensor in load_file(WEIGHTS_FILE).items()}
 
 
+def _with_bos(tokenizer: Any) -> Any:
+    """A copy that puts `<bos>` before every text: the model never saw a text without it and is lost there."""
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.post_processor = TemplateProcessing(
+        single="<bos> $A", pair="<bos> $A $B", special_tokens=[("<bos>", Alphabet.of(tokenizer).bos)]
+    )
+    return copy
+
+
 def load(dtype: torch.dtype = torch.float32, device: str = "cpu", attn_implementation: str = "sdpa") -> tuple[Any, Any]:
     """Load the trained testbed and its tokenizer; offline, from the wheel.
 
@@ -79,6 +91,6 @@ def load(dtype: torch.dtype = torch.float32, device: str = "cpu", attn_implement
     model.load_state_dict(_weights(), strict=False)
     model.tie_weights()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=load_tokenizer(), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+        tokenizer_object=_with_bos(load_tokenizer()), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
     )
     return model.to(device=device, dtype=dtype).eval(), tokenizer
