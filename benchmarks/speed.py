@@ -142,6 +142,7 @@ def _passthrough(model: Any, sizes: Sizes) -> list[Row]:
         a, b = _in_turn(lambda c=cache: step(model, c), lambda c=stock: step(model, c), sizes.pairs,
                         sizes.passthrough_steps)  # fmt: skip
         rows.append(_row("decode", "snapkv, infinite", f"context {n}", a, b, TARGETS["passthrough"]))
+        _progress(rows[-1])
     n = sizes.prefill
     a, b = _in_turn(lambda: _prefill(model, HUGE, n), lambda: _prefill(model, None, n), sizes.pairs, 1)
     return [*rows, _row("prefill", "snapkv, infinite", f"prompt {n}", a, b, TARGETS["passthrough"])]
@@ -174,8 +175,12 @@ def _decode(model: Any, sizes: Sizes) -> list[Row]:
         a, b = _in_turn(lambda c=cache: step(model, c), lambda c=stock: step(model, c), sizes.pairs, steps)
         kind = "decode" if policy.bounded else "decode, prompt only"
         rows.append(_row(kind, name, f"context {sizes.context}, budget {budget}", a, b, TARGETS["decode"]))
-        print(f"  {name}: {rows[-1]['ratio'][1]:.3f}", file=sys.stderr, flush=True)
+        _progress(rows[-1])
     return rows
+
+
+def _progress(row: Row) -> None:
+    print(f"  {row['op']}, {row['provider']}, {row['shape']}: {row['ratio'][1]:.3f}", file=sys.stderr, flush=True)
 
 
 def _warm(model: Any, *caches: Any) -> None:
@@ -204,7 +209,9 @@ def _kvpress(model: Any, sizes: Sizes) -> list[Row]:
     try:
         for size in sizes.kvpress:
             for duel in KVPRESS:
-                rows += _duel(ours, theirs, duel, size, sizes.pairs)
+                rows += _duel(ours, theirs, duel, size, min(sizes.pairs, 7))
+                for row in rows[-3:] if "ratio" in rows[-1] else ():
+                    _progress(row)
     finally:
         ours.close()
         theirs.close()
