@@ -115,7 +115,9 @@ def claims(t: Table) -> Iterator[tuple[str, str, Check]]:
         yield f"think at 0.4 on {task}", "at most one point below full", channels
 
     def trained() -> tuple[str, bool]:
-        best = {p: t.mean("recall", p, 0.1) for p in t.policies("recall", 0.1) if p != "trimkv"}
+        # A policy that does not compress the prompt holds a full cache here, whatever its budget.
+        small = [p for p in t.policies("recall", 0.1) if t.mean("recall", p, 0.1, "kept_fraction") < 0.2]
+        best = {p: t.mean("recall", p, 0.1) for p in small if p != "trimkv"}
         name = max(best, key=lambda p: best[p])
         trimkv = t.mean("recall", "trimkv", 0.1)
         return f"trimkv {trimkv:.3f}, next {name} {best[name]:.3f}", trimkv >= best[name]
