@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
-from typing import Any, ClassVar, Literal, TypeVar
+from types import UnionType
+from typing import Any, ClassVar, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -258,16 +259,34 @@ def get_policy(name: str, **options: Any) -> Policy:
         if option not in accepted:
             raise unknown(f"option of policy {name!r}:", option, accepted)
     for option, value in options.items():
-        _check_type(name, option, value, accepted[option].default)
+        _check_type(cls, option, value, accepted[option].default)
     return cls(**options)
 
 
-def _check_type(policy: str, option: str, value: Any, default: Any) -> None:
+def _check_type(cls: type[Policy], option: str, value: Any, default: Any) -> None:
     """Refuse a value of another plain type than the default's; an int is a float, a bool is not an int."""
-    if default is MISSING or default is None or not isinstance(default, bool | int | float | str):
+    policy = cls.name
+    if default is MISSING or not isinstance(default, bool | int | float | str):
+        hint = get_type_hints(cls)[option]
+        if not _fits(value, hint):
+            raise ConfigError(f"{policy}: {option}={value!r}", accepted=str(hint).replace("NoneType", "None"))
         return
     kind = type(default)
     wanted = (int, float) if kind is float else kind
     if isinstance(value, wanted) and (kind is bool or not isinstance(value, bool)):
         return
     raise ConfigError(f"{policy}: {option}={value!r}", accepted=f"a {kind.__name__}, for example {default!r}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is what an annotation says: unions, tuples of one type, literals and classes."""
+    inside = get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in inside)
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and all(_fits(x, inside[0]) for x in cast("tuple[Any, ...]", value))
+    if get_origin(hint) is Literal:
+        return value in inside
+    if isinstance(value, bool) or hint is bool:
+        return hint in (bool, Any) and isinstance(value, bool)
+    return hint is Any or isinstance(value, (int, float) if hint is float else hint)

@@ -100,6 +100,9 @@ class RemnantLayer(DynamicLayer):
         self.real: Tensor | None = None
         self.holes = False
         self.padded = False
+        self.newest: Tensor | None = None
+        self.gaps_after: Tensor | None = None
+        self.queries_real: Tensor | None = None
         self.facts: Facts | None = None
         self.queries: Tensor | None = None
         self.row: Tensor | None = None
@@ -192,8 +195,12 @@ class RemnantLayer(DynamicLayer):
 
     def _new_slots(self, k: Tensor, v: Tensor, count: int) -> dict[str, Tensor]:
         b, h = k.shape[:2]
+        new = {"k": k, "v": v}
+        if self.store.plain and not self.policy.sides and "valid" not in self.store.buffers:
+            return new
         pos = torch.arange(self.seen, self.seen + count, device=k.device).expand(b, h, count)
-        new = {"k": k, "v": v, "pos": pos}
+        if not self.store.plain:
+            new["pos"] = pos
         if self.policy.sides:
             view = KVView(k, v, pos, self.seen + count, self.order, self.layers, state=self.state, step=self.step)
             given = self.policy.append(view)
@@ -349,6 +356,7 @@ class RemnantLayer(DynamicLayer):
 
     def _note_padding(self, mask: Any, batch: int, count: int) -> None:
         """Read which of the new tokens are padding; only multi-token passes can bring any."""
+        self.newest = None
         if count == 1 and self.seen > 1:
             return
         valid = newest_valid(mask, batch, count, self.physical, self.device)
@@ -367,9 +375,30 @@ class RemnantLayer(DynamicLayer):
         # Padding in front of a row is what the stock mask describes; anywhere else we mask by ourselves.
         steps = torch.arange(count, device=self.device)
         leading = fresh[:, None] & (steps < begins[:, None])
-        self.holes = self.holes or bool((~valid & ~leading).any())
+        gaps = ~valid & ~leading
+        if bool(gaps.any()):
+            self.holes, self.newest = True, valid
+            self._note_gaps(gaps, before)
         self.real = real | valid.any(1)
         self._mark(valid)
+
+    def _note_gaps(self, gaps: Tensor, before: int) -> None:
+        """Remember padding `[B, n]` inside a row, so that policies see its tokens stand side by side."""
+        past = gaps.new_zeros(gaps.shape[0], before, dtype=torch.int64)
+        if self.gaps_after is not None:
+            width = min(before, self.gaps_after.shape[1])
+            past[:, :width] = self.gaps_after[:, :width]
+        new = gaps.long().flip(1).cumsum(1).flip(1)
+        self.gaps_after = torch.cat([past + new[:, :1], new], 1)
+
+    def _closed(self, pos: Tensor) -> Tensor:
+        """Positions `[B, H, S]` with padding inside a row moved in front of it: how far back a token really is."""
+        after = self.gaps_after
+        if after is None:
+            return pos
+        known = (pos >= 0) & (pos < after.shape[1])
+        index = pos.clamp(0, after.shape[1] - 1)
+        return pos + after[:, None].expand(-1, pos.shape[1], -1).gather(2, index) * known
 
     def _mark(self, valid: Tensor) -> None:
         """Write the validity of the newest tokens into the store."""
@@ -426,35 +455,75 @@ class RemnantLayer(DynamicLayer):
                 # A prompt in parts. Who observes has seen the earlier ones, and needs no more than its window again.
                 back = None if type(self.policy).observe is Policy.observe else max(self.policy.window - count, 0)
                 old = self.queries if back is None else self.queries[:, :, max(self.queries.shape[2] - back, 0) :]
+                self._real_queries(old, count)
                 q = torch.cat([old, q], 2)
-            self.queries, self.queries_end = (q if prefill else None), self.seen
+            else:
+                self.queries_real = self.newest
+            self.queries, self.queries_end = (self._real_last(q) if prefill else None), self.seen
         elif "queries" in needs and (prefill or self.policy.bounded):
             window = max(self.policy.window, 1)
-            if count < window and self.queries is not None and self.queries_end == self.seen - count:
+            short = count < window or self.newest is not None
+            if short and self.queries is not None and self.queries_end == self.seen - count:
+                self._real_queries(self.queries, count)
                 q = torch.cat([self.queries, q], 2)
+            else:
+                self.queries_real = self.newest
+            q = self._real_last(q)
             self.queries = q[:, :, -window:].clone() if q.shape[2] > window else q
+            if self.queries_real is not None:
+                self.queries_real = self.queries_real[:, -window:]
             self.queries_end = self.seen
 
-    def _view(self, dense: Dense | None = None, attn: Tensor | None = None, queries: Tensor | None = None) -> KVView:
+    def _real_queries(self, old: Tensor, count: int) -> None:
+        """Which queries are real once `count` new ones stand behind the `old` ones."""
+        if self.queries_real is None and self.newest is None:
+            return
+        b, width = old.shape[0], old.shape[2]
+        ones = torch.ones(b, max(width, count), dtype=torch.bool, device=old.device)
+        past = ones[:, :width] if self.queries_real is None else self.queries_real[:, -width:]
+        self.queries_real = torch.cat([past, ones[:, :count] if self.newest is None else self.newest], 1)
+
+    def _real_last(self, q: Tensor) -> Tensor:
+        """Queries with those of padding inside a row moved to its front."""
+        real = self.queries_real
+        if real is None or self.newest is None:
+            return q
+        order = real.long().argsort(dim=1, stable=True)
+        self.queries_real = real.gather(1, order)
+        return q.gather(2, order[:, None, :, None].expand(-1, q.shape[1], -1, q.shape[3]))
+
+    def _view(
+        self,
+        dense: Dense | None = None,
+        attn: Tensor | None = None,
+        queries: Tensor | None = None,
+        real: Tensor | None = None,
+    ) -> KVView:
+        real = self.queries_real if real is None else real
         shown: Dense = self.store.dense() if dense is None else dense
-        k, v, facts = shown.k, shown.v, self.facts
+        k, v, facts, state = shown.k, shown.v, self.facts, self.state
+        if self.gaps_after is not None:
+            state = {**state, "start": state["start"] + self.gaps_after[:, 0]}
         if self.expanded is not None:
             k, v = (x.transpose(1, 2).flatten(2)[:, None] for x in self.expanded)
             queries = None if queries is None else _block_diagonal(queries)
         return KVView(
-            k, v, shown.pos, self.seen, self.order, self.layers, shown.valid, queries, attn, shown.side, self.state,
-            self.step, facts.scaling if facts else None, facts.softcap if facts else None,
+            k, v, self._closed(shown.pos), self.seen, self.order, self.layers, shown.valid, queries, attn, shown.side,
+            state, self.step, facts.scaling if facts else None, facts.softcap if facts else None,
             facts.sinks if facts else None, self.rope, None, self.store.ordered,
+            None if queries is None or real is None else real[:, -queries.shape[2] :],
         )  # fmt: skip
 
     def _observe(self, row: Tensor | None, count: int) -> None:
         """Show the policy the pass of the `count` newest tokens."""
         if type(self.policy).observe is Policy.observe:
             return
-        queries = self.queries
+        queries, real = self.queries, None
         if queries is not None and "all_queries" in self.policy.needs:
             queries = queries[:, :, -count:]
-        side, state = self.policy.observe(self._view(attn=row, queries=queries))
+            if self.newest is not None:  # their queries come last, behind some of earlier passes
+                real = self.newest.sort(1).values
+        side, state = self.policy.observe(self._view(attn=row, queries=queries, real=real))
         self.store.put_side(dict(side))
         self.state.update(state)
 
@@ -540,18 +609,23 @@ class RemnantLayer(DynamicLayer):
             self.store.put_side(dict(keep.side))
         self.state.update(keep.state)
 
+    @property
+    def _spare(self) -> int:
+        """Room for the tokens until the next decision; a store grows by itself where they are many."""
+        return min(self.policy.slack + 1, 1024)
+
     def _gather(self, keep: Keep) -> None:
         dense = self.store.dense()
         lengths = _lengths(keep, dense)
         if lengths is None and isinstance(self.store, SlotStore):
-            self.store.gather(keep.indices, self.policy.slack + 1 if self.policy.bounded else 0)
+            self.store.gather(keep.indices, self._spare if self.policy.bounded else 0)
             return
         if lengths is None:
             lengths = [[keep.indices.shape[2]] * dense.k.shape[1]] * dense.k.shape[0]
         indices = keep.indices
         if dense.valid is not None:
             indices = _real_first(indices, dense.valid)
-        self.store = RaggedStore(dense, indices, lengths, max(self.policy.slack + 1, 32))
+        self.store = RaggedStore(dense, indices, lengths, max(self._spare, 32))
 
     def _merge(self, keep: Keep, view: KVView) -> None:
         """Fold evicted values, and keys where asked, into the kept slots."""
@@ -569,26 +643,29 @@ class RemnantLayer(DynamicLayer):
                     "merging keys mixes rotations", accepted="a model whose rotation is known", do="merge_keys=False"
                 )
             plain = apply_merge(unrotate(view.k, view.positions, self.rope), keep)
-            self.store.get("k").copy_(rotate(plain, self.store.get("pos"), self.rope))
+            self.store.get("k").copy_(rotate(plain, self._closed(self.store.get("pos")), self.rope))
 
     def _rerotate(self) -> None:
         """Close the gap behind the sinks: rotate them forward by the tokens evicted since, from an exact copy."""
         if getattr(self.policy, "positions", "keep") != "rerotate":
             return
         assert self.rope is not None
-        assert isinstance(self.store, SlotStore)
+        if not isinstance(self.store, SlotStore):
+            raise UnsupportedPolicy(f"policy {self.policy.name!r} turns its sinks: it cannot be simulated")
         sinks = self.policy.sinks
-        pos, k = self.store.get("pos"), self.store.get("k")
+        if not sinks:
+            return
+        pos, k = self._closed(self.store.get("pos")), self.store.get("k")
         reach = pos if not self.padded else pos.masked_fill(~self.store.get("valid"), _FOREVER)
         slots = reach.topk(sinks, -1, largest=False, sorted=True).indices
         index = slots.unsqueeze(-1).expand(-1, -1, -1, k.shape[-1])
         at = pos.gather(2, slots)
         if self.sink_base is None:
-            self.sink_base = unrotate(k.gather(2, index).float(), at, self.rope)
+            self.sink_base = k.gather(2, index).float()
         rest = reach.masked_fill(torch.zeros_like(pos, dtype=torch.bool).scatter_(2, slots, True), _FOREVER)
         # The gap behind the last sink: true positions stay in `pos`, only the rotation moves.
         gap = rest.amin(-1, keepdim=True) - at.amax(-1, keepdim=True) - 1
-        k.scatter_(2, index, rotate(self.sink_base, at + gap.clamp(min=0), self.rope).to(k.dtype))
+        k.scatter_(2, index, rotate(self.sink_base, gap.clamp(min=0).expand_as(at), self.rope).to(k.dtype))
 
     # ---- commit, undo, rows
 
@@ -740,6 +817,9 @@ class RemnantLayer(DynamicLayer):
             raise UnsupportedPolicy("truncating rows or heads that kept different tokens")
         self.store.gather(torch.where(pos < length, pos, _FOREVER).argsort(-1)[..., :width])
         self.seen, self.tail, self.waiting = length, 0, 0
+        if self.gaps_after is not None and length < self.gaps_after.shape[1]:
+            self.gaps_after = self.gaps_after[:, :length] - self.gaps_after[:, length : length + 1]
+            self.gaps_after = self.gaps_after if length else None
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         """Reorder rows, side state included."""
@@ -765,7 +845,7 @@ class RemnantLayer(DynamicLayer):
         pick = lambda x: x.index_select(0, index.to(x.device))  # noqa: E731
         self.state = {name: pick(x) for name, x in self.state.items()}
         self.stash = [(pick(q), n, seen) for q, n, seen in self.stash]
-        for name in ("real", "queries", "sink_base"):
+        for name in ("real", "queries", "queries_real", "gaps_after", "sink_base"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else pick(value))
 
@@ -788,7 +868,7 @@ class RemnantLayer(DynamicLayer):
         self.store.to(device)
         self.state = {name: x.to(device) for name, x in self.state.items()}
         self.stash = [(q.to(device), n, seen) for q, n, seen in self.stash]
-        for name in ("real", "queries", "sink_base", "row"):
+        for name in ("real", "queries", "queries_real", "gaps_after", "sink_base", "row"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.to(device))
 

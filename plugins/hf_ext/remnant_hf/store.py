@@ -46,6 +46,11 @@ class Store(Protocol):
     ordered: bool
 
     @property
+    def plain(self) -> bool:
+        """Whether slot i holds position i and appending needs no `pos`."""
+        ...
+
+    @property
     def stored(self) -> int:
         """Slots of the longest head, in tokens."""
         ...
@@ -106,12 +111,26 @@ class SlotStore:
         """Slots in use, in tokens."""
         return self.n
 
+    @property
+    def plain(self) -> bool:
+        """Whether slot i holds position i, so that positions need not be stored."""
+        return "pos" not in self.buffers
+
     def get(self, name: str) -> Tensor:
-        """The used part of a tensor, without a copy."""
+        """The used part of a tensor, without a copy; positions are made up while they are `plain`."""
+        if name == "pos" and self.plain:
+            some = self.buffers["v"]
+            return torch.arange(self.n, device=some.device).expand(*some.shape[:2], self.n)
         return self.buffers[name][:, :, : self.n]
 
+    def _store_positions(self) -> None:
+        """From now on slots and positions differ."""
+        if self.plain and "v" in self.buffers:
+            pos = self.get("pos")
+            self.put_side({"pos": pos})
+
     def append(self, new: Named) -> None:
-        """Add slots at the end; tensors `[B, H, n, ...]`. The first append adopts its tensors."""
+        """Add slots at the end; tensors `[B, H, n, ...]`, `pos` only if not `plain`. The first append adopts them."""
         if self.n == 0:
             self.buffers = {name: x.contiguous() for name, x in new.items()}
             self.n = new["v"].shape[2] if "v" in new else next(iter(new.values())).shape[2]
@@ -156,6 +175,7 @@ class SlotStore:
     def gather(self, indices: Tensor, spare: int = 0) -> None:
         """Keep slots `[B, H, K]` in that order, with room for `spare` more."""
         kept = indices.shape[2]
+        self._store_positions()
         for name, x in self.buffers.items():
             taken = _gather(x, indices)
             if spare:
@@ -168,6 +188,7 @@ class SlotStore:
 
     def overwrite(self, victims: Tensor) -> None:
         """Drop slots `[B, H, m]` by moving the survivors among the last m slots into the others' places."""
+        self._store_positions()
         m = victims.shape[2]
         tail = self.n - m
         source, target = (None, victims) if m == 1 else _moves(victims, tail)
@@ -236,6 +257,7 @@ class RaggedStore:
     """
 
     ordered = True
+    plain = False
 
     def __init__(self, dense: Dense, keep: Tensor, lengths: list[list[int]], spare: int = _GROWTH) -> None:
         """Pack slots `keep` `[B, H, K]` (-1 behind a row's end) of a dense store."""
@@ -349,6 +371,7 @@ class ChannelStore:
     """Old keys with fewer channels, new keys whole, values whole."""
 
     ordered = True
+    plain = False
 
     def __init__(self, dense: Dense, keep: Keep, spare: int = _GROWTH) -> None:
         """Prune the keys of a dense store after a plan with `channels` `[B, H, D]`."""
@@ -433,6 +456,7 @@ class SimulatedStore:
     """Everything is kept and evicted slots are hidden by a mask: the oracle that real eviction is tested against."""
 
     ordered = True
+    plain = True
 
     def __init__(self) -> None:
         """Make an empty store."""
@@ -472,7 +496,7 @@ class SimulatedStore:
         """The visible slots, gathered."""
         assert self.alive is not None
         rest = {name: _gather(self.all.get(name), self.alive) for name in self.all.buffers}
-        k, v, pos = rest.pop("k"), rest.pop("v"), rest.pop("pos")
+        k, v, pos = rest.pop("k"), rest.pop("v"), _gather(self.all.get("pos"), self.alive)
         valid = rest.pop("valid", None)
         exists = self.alive >= 0
         if not bool(exists.all()):
@@ -509,7 +533,7 @@ class SimulatedStore:
         """Reorder, repeat or select batch rows."""
         self.all.take_rows(index)
         if self.alive is not None:
-            self.alive = self.alive.index_select(0, index.to(self.alive.device))
+            self.alive = _ends_last(self.alive.index_select(0, index.to(self.alive.device)))
 
     def to(self, device: torch.device) -> None:
         """Move every tensor."""

@@ -118,7 +118,10 @@ class EpiCache(Policy):
 
     def budget(self, view: KVView, tokens: int) -> int:
         """The layer's own budget where one was given."""
-        return tokens if self.per_layer is None else self.per_layer[view.layer]
+        if self.per_layer is None:
+            return tokens
+        check(self, "per_layer", len(self.per_layer) == view.layers, f"{view.layers} integers, one per layer")
+        return self.per_layer[view.layer]
 
     def plan(self, view: KVView, tokens: int) -> Keep:
         """Keep the best of the layer (`flat`) or of each head (`uniform`), and forget the scores."""

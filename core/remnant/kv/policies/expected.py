@@ -62,7 +62,7 @@ class ExpectedAttention(Policy):
     def __post_init__(self) -> None:
         """Validate options."""
         super().__post_init__()
-        check(self, "future", self.future >= 1, "an integer of at least 1")
+        check(self, "future", 1 <= self.future <= 2**20, "an integer from 1 to 1048576")
         check(self, "epsilon", self.epsilon >= 0, "a number of at least 0")
 
     @property
@@ -78,6 +78,8 @@ class ExpectedAttention(Policy):
         at = torch.arange(view.seen - w, view.seen, device=q.device)
         # Rows of a padded batch start later: what stands before the first token, and the sinks, do not count.
         counted = (at >= first_positions(view)[:, 0] + self.sinks).view(-1, 1, w, 1)
+        if view.real_queries is not None:
+            counted = counted & view.real_queries[:, -w:].view(-1, 1, w, 1)
         n = counted.sum(2).clamp(min=1)
         q = unrotate(q, at, view.rope)
         mean = (q * counted).sum(2) / n
