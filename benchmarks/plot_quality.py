@@ -41,7 +41,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     tasks = list(dict.fromkeys(row["task"] for row in rows))
     points: dict[tuple[str, str], dict[float, list[tuple[float, float]]]] = defaultdict(lambda: defaultdict(list))
     for row in rows:
-        score = row.get("accuracy", row.get("perplexity"))
+        score = row["perplexity" if row["task"] == "perplexity" else "accuracy"]
         points[row["task"], row["policy"]][row["budget"]].append((row["bytes"] / row["bytes_full"], score))
     policies = sorted({policy for _, policy in points} - {"full"} - set(CONTROLS))
     styles = {p: (plt.get_cmap("tab20")(i % 20), MARKERS[i % len(MARKERS)], "-") for i, p in enumerate(policies)}
