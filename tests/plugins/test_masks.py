@@ -97,9 +97,7 @@ def test_flash_and_flex_forms(lab: Any, emulated: Any, name: str, attn: str, pol
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
     if policy == "snapkv":
-        alone = two_turns(
-            lab, model, rows[1], torch.ones_like(rows[1]), more[1:2], lab.cache(model, policy)
-        )
+        alone = two_turns(lab, model, rows[1], torch.ones_like(rows[1]), more[1:2], lab.cache(model, policy))
         assert torch.equal(alone[1][0], got[1][1])
 
 

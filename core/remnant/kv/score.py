@@ -109,7 +109,11 @@ def attention_columns(view: KVView, over: Literal["sum", "max"] = "sum", block: 
     for start in range(0, w, block):
         part = q[:, :, start : start + block]
         q_pos = torch.arange(start, start + part.shape[2], device=q.device) + (view.seen - w)
-        p = _probabilities(_logits(part, q_pos, view), view)
+        x = _logits(part, q_pos, view)
+        if view.real_queries is not None:
+            real = view.real_queries[:, view.real_queries.shape[1] - w :][:, start : start + part.shape[2]]
+            x = x.masked_fill(~real[:, None, None, :, None], _NEVER)
+        p = _probabilities(x, view)
         out = out + p.sum(3) if over == "sum" else torch.maximum(out, p.amax(3))
     return out
 
@@ -123,6 +127,8 @@ def naive_columns(view: KVView, over: Literal["sum", "max"] = "sum") -> Tensor:
     for bi in range(b):
         for head in range(h * g):
             for i in range(w):
+                if view.real_queries is not None and not view.real_queries[bi, i - w]:
+                    continue
                 kv = head // g
                 x = (view.k[bi, kv].double() @ q[bi, head, i]) * view.scale
                 if view.softcap is not None:

@@ -56,6 +56,8 @@ class KVView:
         rope: how the keys were rotated, when the policy needs `rope`.
         tokens: `[B, S]` int64 token ids by slot, when the policy needs `tokens`.
         ordered: slots are in chronological order.
+        real_queries: `[B, W]` bool, False where a query belongs to padding; None when only those before
+            `state["start"]` do. Real ones come last.
     """
 
     k: Tensor
@@ -76,6 +78,7 @@ class KVView:
     rope: Rope | None = None
     tokens: Tensor | None = None
     ordered: bool = True
+    real_queries: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes that every policy relies on."""

@@ -101,7 +101,10 @@ class ThinK(Policy):
             first = view.positions if view.valid is None else view.positions.where(view.valid, view.seen)
             begin = first.flatten(1).amin(-1)
         q_pos = torch.arange(width, device=view.k.device) + (view.seen - width)
-        real = (q_pos >= begin.view(-1, 1)).view(b, 1, 1, width, 1)
+        real = q_pos >= begin.view(-1, 1)
+        if view.real_queries is not None:
+            real = real & view.real_queries[:, -width:]
+        real = real.view(b, 1, 1, width, 1)
         q = view.queries.reshape(b, h, -1, width, view.k.shape[-1]).float().masked_fill(~real, 0.0)
         q_energy = q.square().mean(2).sum(2) / real.sum(3).clamp(min=1).view(b, 1, 1)
         k = take(view.k, old).float()
