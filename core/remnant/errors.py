@@ -80,9 +80,7 @@ class MissingExtra(RemnantError, ImportError):
 
     def __init__(self, wanted_by: str, module: str, extra: str) -> None:
         """See the class."""
-        super().__init__(
-            f"{wanted_by} needs {module}, which is not installed", do=install_command(extra)
-        )
+        super().__init__(f"{wanted_by} needs {module}, which is not installed", do=install_command(extra))
         self.extra = extra
 
 

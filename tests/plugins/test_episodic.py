@@ -7,9 +7,9 @@ import torch
 
 from remnant.errors import ConfigError
 from remnant.kv.episodes import Episodes
+from remnant_hf import feed
 from remnant_hf.cache import RemnantCache
 from remnant_hf.episodic import EpisodicCache
-from remnant_hf.feed import feed
 
 TURNS = [
     "bread needs yeast and flour",

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from remnant.errors import ConfigError, ShapeError
+from remnant_hf._feed import blocks, feed
 from remnant_hf.cache import RemnantCache
-from remnant_hf.feed import blocks, feed
 
 
 def prompt(n=70, rows=1, seed=0):

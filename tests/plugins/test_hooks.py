@@ -8,9 +8,9 @@ import torch
 from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.kv.tasktree import PruneQueue, TaskTree
 from remnant.testbed.tokenizer import load_tokenizer
+from remnant_hf import hooks
 from remnant_hf._text import Detokenizer, encode
 from remnant_hf.cache import RemnantCache
-from remnant_hf.hooks import hooks
 
 LEAF = {"thought": "t", "conclusion": "c"}
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from remnant.errors import ShapeError, UnsupportedPolicy
+from remnant_hf import reason
 from remnant_hf.cache import RemnantCache
-from remnant_hf.reason import reason
 
 LEAF = {"thought": "t", "conclusion": "c"}
 TASK = {"subtasks": [LEAF, {"subtasks": [LEAF], "conclusion": "d"}], "conclusion": "e"}

@@ -161,8 +161,8 @@ def _full(model: Any, tokens: int) -> int:
 def _answer(model: Any, ask: _Ask, policy: str, tokens: int) -> tuple[list[int], Any]:
     """Generate the answer with a fresh cache; a late question is a second turn over the same cache."""
     from remnant_hf import RemnantCache
-    from remnant_hf.feed import feed
-    from remnant_hf.hooks import hooks
+    from remnant_hf._feed import feed
+    from remnant_hf._hooks import hooks
 
     cache = RemnantCache(model.config, policy, budget=tokens, **with_defaults("", policy, {}))
     prompt = torch.cat([ask.context, ask.question])[None]
@@ -246,7 +246,7 @@ def _generate(
     model: Any, tokenizer: Any, ids: Tensor, policy: str, tokens: int, new_tokens: int
 ) -> tuple[dict[str, Any], Any]:
     from remnant_hf import RemnantCache
-    from remnant_hf.hooks import hooks
+    from remnant_hf._hooks import hooks
 
     cache = RemnantCache(model.config, policy, budget=tokens)
     extra = dict(hooks(cache, tokenizer)) if {"tokens", "events"} & cache.policy.needs else {}

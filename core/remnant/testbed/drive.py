@@ -93,7 +93,7 @@ def plain(drive: Drive, batch: Sequence[Example], progress: Progress = silent) -
         batch: examples whose contexts, and whose probes, have one length.
         progress: called as tokens are read.
     """
-    from remnant_hf.feed import feed
+    from remnant_hf._feed import feed
 
     contexts = _stacked(drive.model, [e.context for e in batch])
     cache = drive.cache()
@@ -103,7 +103,7 @@ def plain(drive: Drive, batch: Sequence[Example], progress: Progress = silent) -
 
 def by_tree(drive: Drive, batch: Sequence[Example], progress: Progress = silent) -> Scored:
     """Write the context as a task tree: the parser reads every token, finished lists leave the cache on the way."""
-    from remnant_hf.feed import forward, remember
+    from remnant_hf._feed import forward, remember
 
     scored = Scored()
     for example in batch:
@@ -172,7 +172,7 @@ def read(model: Any, cache: Any, probes: Tensor, targets: Tensor, progress: Prog
     Returns:
         (hit `[B, T]` bool, negative log probability `[B, T]` float32, 0 where nothing is expected), on the CPU.
     """
-    from remnant_hf.feed import forward
+    from remnant_hf._feed import forward
 
     total = probes.shape[1]
     hits, nlls = torch.zeros(probes.shape, dtype=torch.bool), torch.zeros(probes.shape)

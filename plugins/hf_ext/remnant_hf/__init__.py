@@ -8,11 +8,11 @@ from remnant.hosts import require_version
 from remnant.lazy import attach, needs
 
 if TYPE_CHECKING:
+    from remnant_hf._feed import feed
+    from remnant_hf._hooks import hooks
+    from remnant_hf._reason import reason
     from remnant_hf.cache import RemnantCache
     from remnant_hf.episodic import EpisodicCache
-    from remnant_hf.feed import feed
-    from remnant_hf.hooks import hooks
-    from remnant_hf.reason import reason
     from remnant_hf.stats import CacheStats, LayerStats
 
 __all__ = ["CacheStats", "EpisodicCache", "LayerStats", "RemnantCache", "feed", "hooks", "reason"]
@@ -25,9 +25,9 @@ __getattr__, __dir__ = attach(
     {
         "RemnantCache": "remnant_hf.cache",
         "EpisodicCache": "remnant_hf.episodic",
-        "feed": "remnant_hf.feed",
-        "hooks": "remnant_hf.hooks",
-        "reason": "remnant_hf.reason",
+        "feed": "remnant_hf._feed",
+        "hooks": "remnant_hf._hooks",
+        "reason": "remnant_hf._reason",
         "CacheStats": "remnant_hf.stats",
         "LayerStats": "remnant_hf.stats",
     },

@@ -23,9 +23,9 @@ from remnant.kv.episodes import (
 )
 from remnant.kv.policies.epicache import EpiCache
 from remnant.progress import Progress, silent
+from remnant_hf._feed import blocks, feed, forward, remember
 from remnant_hf._text import decode, encode
 from remnant_hf.cache import RemnantCache
-from remnant_hf.feed import blocks, feed, forward, remember
 
 __all__ = ["EpisodicCache"]
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from remnant.kv.policy import Policy, Trigger, register_policy
+from remnant.kv.view import Keep, KVView
 
 
 @register_policy("full")
@@ -23,3 +24,7 @@ class Full(Policy):
     def when(self) -> tuple[Trigger, ...]:
         """Never."""
         return ()
+
+    def plan(self, view: KVView, tokens: int) -> Keep:
+        """Everything, to a host that asks without being due."""
+        return Keep.everything(view)

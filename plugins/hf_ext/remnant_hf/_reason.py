@@ -14,8 +14,8 @@ from torch import Tensor
 
 from remnant.errors import ShapeError, UnsupportedPolicy
 from remnant.kv.tasktree import Event, PruneQueue, Span, TaskTree
+from remnant_hf._feed import feed, forward, remember
 from remnant_hf._text import Detokenizer, decode, encode
-from remnant_hf.feed import feed, forward, remember
 
 __all__ = ["Reasoning", "Tool", "reason"]
 

@@ -12,8 +12,8 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 
 from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.kv.tasktree import PruneQueue, TaskTree
+from remnant_hf._feed import remember
 from remnant_hf._text import Detokenizer
-from remnant_hf.feed import remember
 
 __all__ = ["Hooks", "hooks"]
 
