@@ -77,7 +77,7 @@ def _checked(claim: str, expected: str, check: Check) -> Claim:
 
 
 def claims(t: Table) -> Iterator[tuple[str, str, Check]]:
-    """The expected directions of the issue, section 5."""
+    """What the systems' authors, and the mechanisms, let us expect in direction."""
     full = lambda task: t.mean(task, "full", 1.0)  # noqa: E731
 
     def early() -> tuple[str, bool]:

@@ -70,9 +70,10 @@ def _is_open(door: str) -> bool:
 
 
 def _policy(number: int, name: str, section: int, policy: str, doors: tuple[str, ...], claim: str) -> System:
-    """A row for a KV policy; `claim` is the task and the budget at which it shows its point."""
-    task, budget = claim.split()
+    """A row for a KV policy; `claim` is the task and the budget at which it shows its point, and options if any."""
+    task, budget, *options = claim.split()
     run = f"remnant testbed eval --task {task} --policy {policy} --budget {budget} --length 1024"
+    run += "".join(f" --option {option}" for option in options)
     return System(number, name, f"kv-cache {section}", f"kv/policies/{policy}", doors, run)
 
 
@@ -82,7 +83,7 @@ _STRATEGY = "memory/strategies"
 
 SYSTEMS = (
     _policy(1, "SnapKV", 2, "snapkv", _VLLM, "passkey-early 0.1"),
-    _policy(2, "ThinK", 3, "think", _HF, "recall 1.0"),
+    _policy(2, "ThinK", 3, "think", _HF, "recall 1.0 evictor=none"),
     _policy(3, "D2O", 4, "d2o", _HF, "perplexity 0.2"),
     _policy(4, "TRIM-KV", 5, "trimkv", _VLLM, "recall 0.1"),
     _policy(5, "LazyEviction", 6, "lazyeviction", _HF, "recurrence 0.25"),
