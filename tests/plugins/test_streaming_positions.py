@@ -4,7 +4,6 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import DynamicCache
 
 from remnant.errors import UnsupportedPolicy
 from remnant.kv.positions import rotate
@@ -23,7 +22,7 @@ def test_rerotated_sinks_equal_all_keys_rerotated(lab: Any, name: str, prompt: i
     model, sinks, budget = lab.model(name), 4, 20
     rope = rope_of(model.config)
     cache = lab.cache(model, "streaming", budget, sinks=sinks, positions="rerotate")
-    naive, ids, x = DynamicCache(config=model.config), lab.ids(prompt), lab.ids(30, seed=5)
+    naive, ids, x = lab.full(model), lab.ids(prompt), lab.ids(30, seed=5)
     with torch.no_grad():
         first = model(ids, past_key_values=cache).logits
         assert (first - model(ids, past_key_values=naive).logits).abs().max() < 1e-5
@@ -128,3 +127,21 @@ def test_interleaved_rotations_are_refused(lab: Any, model_type: str):
     config = AutoConfig.for_model(model_type)
     with pytest.raises(UnsupportedPolicy, match=model_type):
         RemnantCache(config, "streaming", budget=20, positions="rerotate")
+
+
+def test_a_row_shorter_than_its_sinks_turns_like_the_row_alone(lab: Any):
+    """Padding must never be taken for a sink: the short row decodes as if it were alone."""
+    model = lab.model("llama")
+    rows = [torch.arange(5, 45)[None], torch.tensor([[9, 7]])]
+    width = rows[0].shape[1]
+    ids = torch.cat([torch.nn.functional.pad(r, (width - r.shape[1], 0)) for r in rows])
+    mask = torch.cat([torch.nn.functional.pad(torch.ones_like(r), (width - r.shape[1], 0)) for r in rows])
+    options: dict[str, Any] = {"max_new_tokens": 30, "do_sample": False}
+
+    def cache() -> Any:
+        return lab.cache(model, "streaming", 16, sinks=4, positions="rerotate")
+
+    together = model.generate(ids, attention_mask=mask, past_key_values=cache(), **options)[:, width:]
+    for row, got in zip(rows, together, strict=True):
+        alone = model.generate(row, past_key_values=cache(), **options)[0, row.shape[1] :]
+        assert torch.equal(alone, got)

@@ -111,6 +111,7 @@ class RemnantLayer(DynamicLayer):
         self.stash: list[tuple[Tensor, int, int]] = []
         self.shift = 0
         self.sink_base: Tensor | None = None
+        self.sink_ready: Tensor | None = None
         self.is_initialized = False
         self.ledger.note(self.order, 0)
 
@@ -660,11 +661,17 @@ class RemnantLayer(DynamicLayer):
         slots = reach.topk(sinks, -1, largest=False, sorted=True).indices
         index = slots.unsqueeze(-1).expand(-1, -1, -1, k.shape[-1])
         at = pos.gather(2, slots)
-        if self.sink_base is None:
-            self.sink_base = k.gather(2, index).float()
+        # A row with fewer real tokens than sinks has turned nothing yet: its copy is taken again until it has more.
+        ready = ((reach < _FOREVER).sum(-1, keepdim=True) > sinks).unsqueeze(-1)
+        now = k.gather(2, index).float()
+        if self.sink_base is None or self.sink_ready is None:
+            self.sink_base, self.sink_ready = now, ready
+        else:
+            self.sink_base = torch.where(self.sink_ready, self.sink_base, now)
+            self.sink_ready = self.sink_ready | ready
         rest = reach.masked_fill(torch.zeros_like(pos, dtype=torch.bool).scatter_(2, slots, True), _FOREVER)
         # The gap behind the last sink: true positions stay in `pos`, only the rotation moves.
-        gap = rest.amin(-1, keepdim=True) - at.amax(-1, keepdim=True) - 1
+        gap = (rest.amin(-1, keepdim=True) - at.amax(-1, keepdim=True) - 1) * self.sink_ready.squeeze(-1)
         k.scatter_(2, index, rotate(self.sink_base, gap.clamp(min=0).expand_as(at), self.rope).to(k.dtype))
 
     # ---- commit, undo, rows
@@ -845,7 +852,7 @@ class RemnantLayer(DynamicLayer):
         pick = lambda x: x.index_select(0, index.to(x.device))  # noqa: E731
         self.state = {name: pick(x) for name, x in self.state.items()}
         self.stash = [(pick(q), n, seen) for q, n, seen in self.stash]
-        for name in ("real", "queries", "queries_real", "gaps_after", "sink_base"):
+        for name in ("real", "queries", "queries_real", "gaps_after", "sink_base", "sink_ready"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else pick(value))
 
@@ -868,7 +875,7 @@ class RemnantLayer(DynamicLayer):
         self.store.to(device)
         self.state = {name: x.to(device) for name, x in self.state.items()}
         self.stash = [(q.to(device), n, seen) for q, n, seen in self.stash]
-        for name in ("real", "queries", "queries_real", "gaps_after", "sink_base", "row"):
+        for name in ("real", "queries", "queries_real", "gaps_after", "sink_base", "sink_ready", "row"):
             value = getattr(self, name)
             setattr(self, name, None if value is None else value.to(device))
 
