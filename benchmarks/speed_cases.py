@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 __all__ = ["FULL", "KVPRESS", "QUICK", "Sizes", "options_of"]
 
@@ -12,10 +13,10 @@ SKIPPED = {
     "full": "keeps everything; it is what the others are compared with",
     "tim": "prunes on events of the text only, not by a budget",
 }
-OPTIONS: dict[str, dict[str, object]] = {"trimkv": {"gates": "uniform"}}
+OPTIONS: dict[str, dict[str, Any]] = {"trimkv": {"gates": "uniform"}}
 
 
-def options_of(policy: str) -> dict[str, object]:
+def options_of(policy: str) -> dict[str, Any]:
     """Options without which a policy cannot run here."""
     return OPTIONS.get(policy, {})
 

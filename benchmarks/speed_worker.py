@@ -59,7 +59,7 @@ class Worker:
 
 
 def _press(duel: dict[str, Any], size: int) -> Any:
-    from kvpress import DecodingPress, KnormPress, SnapKVPress
+    from kvpress import DecodingPress, KnormPress, SnapKVPress  # pyright: ignore[reportMissingImports]
 
     base = KnormPress() if duel["press"] == "knorm" else SnapKVPress(window_size=dict(duel["options"])["window"])
     interval = duel["interval"]

@@ -6,7 +6,7 @@ import copy
 import random
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import pytest
 
@@ -520,8 +520,10 @@ def test_s12_sliding_layers_are_left_alone(lab, sliding, case):
         if part.shape[1] > 1:
             assert torch.allclose(got, want, atol=1e-5)
         for i in (0, 2):
-            assert type(cache.layers[i]) is type(stock.layers[i])
-            assert cache.layers[i].keys.shape == stock.layers[i].keys.shape
-            assert cache.layers[i].keys.shape[2] <= 16
+            mine, theirs = cast(Any, cache.layers[i]), cast(Any, stock.layers[i])
+            assert type(mine) is type(theirs)
+            assert mine.keys.shape == theirs.keys.shape
+            assert mine.keys.shape[2] <= 16
     assert cache.get_mask_sizes(1, 0) == stock.get_mask_sizes(1, 0)
-    assert torch.allclose(cache.layers[0].keys, stock.layers[0].keys)  # below the first governed layer
+    mine, theirs = cast(Any, cache.layers[0]), cast(Any, stock.layers[0])
+    assert torch.allclose(mine.keys, theirs.keys)  # below the first governed layer

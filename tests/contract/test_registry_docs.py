@@ -25,7 +25,7 @@ NAMES = list_policies()
 def test_a_policy_says_what_it_is(name):
     cls = policy_class(name)
     assert is_dataclass(cls)
-    assert cls.__dataclass_params__.frozen
+    assert cls.__dataclass_params__.frozen  # pyright: ignore[reportAttributeAccessIssue]
     assert cls.name == name
     assert cls.source
     assert cls.claim

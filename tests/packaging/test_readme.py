@@ -39,9 +39,7 @@ def test_table_of_policies_is_that_of_the_registry(readme: str):
     assert written == markdown(), "run `make readme`"
 
 
-@pytest.mark.parametrize(
-    "host", [host for host in HOSTS if host.name in TITLES], ids=lambda h: h.name
-)
+@pytest.mark.parametrize("host", [host for host in HOSTS if host.name in TITLES], ids=lambda h: h.name)
 def test_host_that_is_not_built_is_planned(readme: str, host):
     (row,) = re.findall(rf"^\| {TITLES[host.name]}.*$", readme, re.MULTILINE)
     built = find_spec(host.package) is not None

@@ -31,9 +31,7 @@ def metadata(wheel: ZipFile) -> Message:
 @pytest.mark.parametrize("package", PACKAGES)
 def test_every_file_of_a_package_is_in_the_wheel(wheel: ZipFile, root: Path, package: str):
     folder = root / package
-    paths = [
-        path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts
-    ]
+    paths = [path for path in folder.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     expected = {path.relative_to(folder.parent).as_posix() for path in paths}
     assert expected <= set(wheel.namelist())
 

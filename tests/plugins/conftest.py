@@ -86,7 +86,7 @@ class Lab:
             "bos_token_id": 1,
             "eos_token_id": None,
         }
-        mixed = {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": 16}
+        mixed: dict[str, Any] = {"num_hidden_layers": 4, "head_dim": 16, "sliding_window": 16}
         mixed["layer_types"] = ["sliding_attention", "full_attention"] * 2
         moe = {"num_experts_per_tok": 2, "moe_intermediate_size": 32}
         linear = {"linear_num_value_heads": 4, "linear_num_key_heads": 2}

@@ -1,7 +1,7 @@
 """Masks of every form, fed by the stock mask functions, after eviction: flash- and flex-like kernels are emulated."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -45,8 +45,9 @@ def flex_like(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: Any = Non
 
 @pytest.fixture(scope="module")
 def kernels() -> Iterator[None]:
-    import transformers.masking_utils as masks
-    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers import AttentionInterface, AttentionMaskInterface, masking_utils
+
+    masks = cast(Any, masking_utils)  # `create_block_mask` is torch's, and replaced below
 
     def block_mask(**kw: Any) -> Any:
         original = masks.create_block_mask

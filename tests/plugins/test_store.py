@@ -24,7 +24,7 @@ class Model:
     def __init__(self, rows: int, heads: int) -> None:
         self.heads: list[list[list[int]]] = [[[] for _ in range(heads)] for _ in range(rows)]
         self.seen, self.fresh = 0, 0
-        self.bare: set[int] = set()
+        self.bare: set[tuple[int, int, int]] = set()
         self.note = 0.0
 
     def slots(self) -> list[list[int]]:

@@ -43,9 +43,7 @@ def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str], com
 
 
 def test_the_list_of_commands_above_is_complete():
-    callbacks = [
-        c.callback for c in (*app.registered_commands, *testbed_cli.testbed.registered_commands)
-    ]
+    callbacks = [c.callback for c in (*app.registered_commands, *testbed_cli.testbed.registered_commands)]
     assert len(callbacks) == len(COMMANDS)
 
 

@@ -71,9 +71,7 @@ def test_first_of_two_equal_names_stays(point: Any):
     assert "already taken" in plugins.failures["b"]
 
 
-@pytest.mark.parametrize(
-    ("select", "loaded"), [(None, ["a", "b"]), ("b", ["b"]), (" a , b", ["a", "b"]), ("", [])]
-)
+@pytest.mark.parametrize(("select", "loaded"), [(None, ["a", "b"]), ("b", ["b"]), (" a , b", ["a", "b"]), ("", [])])
 def test_selection_by_name(point: Any, select: str | None, loaded: list[str]):
     plugins = Plugins([point("a"), point("b")], select)
     assert plugins.loaded() == loaded
@@ -164,10 +162,7 @@ def test_installed_plugins_are_found_and_a_broken_one_is_reported(installed: Any
 def test_environment_selects_plugins(installed: Any):
     install, run = installed
     install("mine", INDEX)
-    rows = {
-        row["name"]: row
-        for row in json.loads(run("plugins", "--json", REMNANT_PLUGINS="hf").stdout)
-    }
+    rows = {row["name"]: row for row in json.loads(run("plugins", "--json", REMNANT_PLUGINS="hf").stdout)}
     assert rows["mine"]["state"] == "off"
     assert "REMNANT_PLUGINS" in rows["mine"]["reason"]
 

@@ -10,6 +10,7 @@ import re
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 
 import numpy as np
 import torch
@@ -281,7 +282,8 @@ def block_mask(length: int, window: int = 4096, sinks: int = 128, overlap: float
         sinks: first tokens, seen by everyone.
         overlap: fraction of the window that a block shares with the one before.
     """
-    stride = max(1, int(window * (1 - overlap)))
+    fresh = 1 - Fraction(str(overlap))
+    stride = max(1, int(window * fresh))
     i = torch.arange(length)
     begin = (i // stride + 1) * stride - window
     seen = (i[None, :] >= begin[:, None]) | (i[None, :] < sinks)

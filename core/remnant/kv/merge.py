@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,8 +106,8 @@ def nearest(
 
 def _nearest_of_few(k: Tensor, src: Tensor, kept: Tensor, hidden: Tensor) -> tuple[Tensor, Tensor]:
     """`nearest` for the few slots that go at a decoded token: every key is read in place, none is gathered."""
-    length = torch.linalg.vector_norm(k, dim=-1).clamp(min=1e-12)
-    x = F.normalize(take(k, src), dim=-1, eps=1e-12) @ k.transpose(2, 3) / length.unsqueeze(2)
+    length = cast(Tensor, torch.linalg.vector_norm(k, dim=-1))  # pyright: ignore[reportUnknownMemberType]
+    x = F.normalize(take(k, src), dim=-1, eps=1e-12) @ k.transpose(2, 3) / length.clamp(min=1e-12).unsqueeze(2)
     at = kept.clamp(min=0).unsqueeze(2).expand(-1, -1, src.shape[-1], -1)
     x = x.gather(-1, at).masked_fill(hidden.unsqueeze(2), float("-inf")).flip(-1)
     place = x.argmax(-1)

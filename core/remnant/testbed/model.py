@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
 
 from remnant.testbed.tokenizer import Alphabet, load_tokenizer
 
@@ -87,10 +87,14 @@ def load(dtype: torch.dtype = torch.float32, device: str = "cpu", attn_implement
 
     config = testbed_config()
     config._attn_implementation = attn_implementation
-    model = LlamaForCausalLM(config)
+    model = cast(Any, LlamaForCausalLM(config))  # `to` is wrapped by transformers in a way that loses its type
     model.load_state_dict(_weights(), strict=False)
     model.tie_weights()
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_with_bos(load_tokenizer()), pad_token="<pad>", bos_token="<bos>", eos_token="<eos>", padding_side="left"
+        tokenizer_object=_with_bos(load_tokenizer()),
+        pad_token="<pad>",
+        bos_token="<bos>",
+        eos_token="<eos>",
+        padding_side="left",
     )
     return model.to(device=device, dtype=dtype).eval(), tokenizer

@@ -2,9 +2,9 @@
 
 Each task is a stream of tokens with real text as filler and a few facts `<fact> key value`. A question repeats
 the beginning of a fact, `<fact> key`, and the model must say the value. An `Example` separates the `context`, which
-a policy may compress, from the `probe`, which is fed token by token afterwards; `answers` tells at which probe positions
-which token must be predicted. Whether a question was already known when the context was compressed is thus a
-property of the data and not of the policy under test.
+a policy may compress, from the `probe`, which is fed token by token afterwards; `answers` tells at which probe
+positions which token must be predicted. Whether a question was already known when the context was compressed is thus
+a property of the data and not of the policy under test.
 """
 
 from __future__ import annotations
@@ -106,7 +106,7 @@ def recall(
     pieces = [_fact(a, int(k), int(v)) for k, v in zip(keys, values, strict=True)]
     context = np.concatenate([_bos(a), _scatter(rng, filler.take(rng, max(room, 0)), pieces)])
     order = rng.permutation(pairs)[:asked]
-    probe = np.concatenate([pieces[i] for i in order])
+    probe = np.concatenate([pieces[int(i)] for i in order])
     answers = tuple((3 * j + 1, int(values[i])) for j, i in enumerate(order))
     return Example(context, probe, answers, tuple(range(asked)))
 
@@ -116,7 +116,7 @@ _DIGITS, _NEEDLES = 4, 4
 
 def _passkey(rng: np.random.Generator, a: Alphabet, filler: Filler, length: int, early: bool) -> Example:
     keys = _pick(rng, a.keys, _NEEDLES)
-    digits = _pick(rng, a.values, _NEEDLES * _DIGITS).reshape(_NEEDLES, _DIGITS)
+    digits = np.reshape(_pick(rng, a.values, _NEEDLES * _DIGITS), (_NEEDLES, _DIGITS))
     needles = [_fact(a, int(k), *map(int, d)) for k, d in zip(keys, digits, strict=True)]
     target = int(rng.integers(_NEEDLES))
     asked = np.array([a.ask, keys[target]], dtype=np.int64)
@@ -183,7 +183,8 @@ def episodes(
     keys, values = _facts(rng, a, topics * per_topic)
     block = (length - 1 - 4 * topics) // (topics * rounds)
     texts = [filler.take(rng, block * rounds) for _ in range(topics)]
-    out, segments, at = [_bos(a)], [], 1
+    out, at = [_bos(a)], 1
+    segments: list[tuple[int, int, int]] = []
     for r in range(rounds):
         for t in range(topics):
             chosen = [t * per_topic + (2 * r + i) % per_topic for i in range(2)]
@@ -192,7 +193,8 @@ def episodes(
             out.append(np.concatenate([[names[t]], _scatter(rng, text, pieces)]))
             segments.append((at, at + len(out[-1]), t))
             at += len(out[-1])
-    probe, answers = [], []
+    probe: list[Ids] = []
+    answers: list[tuple[int, int]] = []
     for j, t in enumerate(rng.permutation(topics)):
         c = t * per_topic + int(rng.integers(min(per_topic, 2 * rounds)))
         probe.append(np.array([names[t], a.fact, keys[c], values[c]], dtype=np.int64))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from remnant.errors import ConfigError
 from remnant.testbed.text import load_corpus
 
 __all__ = ["N_KEYS", "N_TOPICS", "N_VALUES", "TOKENIZER_FILE", "Alphabet", "load_tokenizer", "train_tokenizer"]
@@ -40,12 +41,26 @@ class Alphabet:
 
     @classmethod
     def of(cls, tokenizer: Tokenizer) -> Alphabet:
-        """Look the task alphabet up in a tokenizer made by `train_tokenizer`."""
-        marks = [tokenizer.token_to_id(name) for name in _MARKERS]
-        first = [tokenizer.token_to_id(name) for name in ("<k0>", "<v0>", "<t0>")]
-        sizes = (N_KEYS, N_VALUES, N_TOPICS)
-        spans = [range(a, a + n) for a, n in zip(first, sizes, strict=True)]
-        return cls(*marks, *spans)
+        """Look the task alphabet up in a tokenizer made by `train_tokenizer`.
+
+        Raises:
+            ConfigError: the tokenizer lacks one of the tokens.
+        """
+        pad, bos, eos, fact, ask, ok = (_id(tokenizer, name) for name in _MARKERS)
+        sizes = {"<k0>": N_KEYS, "<v0>": N_VALUES, "<t0>": N_TOPICS}
+        keys, values, topics = (range(a := _id(tokenizer, name), a + n) for name, n in sizes.items())
+        return cls(pad, bos, eos, fact, ask, ok, keys, values, topics)
+
+
+def _id(tokenizer: Tokenizer, token: str) -> int:
+    found = tokenizer.token_to_id(token)
+    if found is None:
+        raise ConfigError(
+            f"a tokenizer without the token {token!r}",
+            accepted="one made by remnant.testbed.tokenizer.train_tokenizer",
+            do="use load_tokenizer(), which loads the shipped one",
+        )
+    return found
 
 
 def train_tokenizer() -> Tokenizer:

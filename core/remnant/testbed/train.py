@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnknownVariableType]
 from torch import Tensor
 
 from remnant.errors import ConfigError
@@ -87,16 +87,21 @@ def _stream(documents: tuple[str, ...], eos: int) -> np.ndarray[Any, np.dtype[np
     return np.array(out, dtype=np.int64)
 
 
+def _tensor(ids: np.ndarray[Any, np.dtype[np.int64]], device: torch.device) -> Tensor:
+    return torch.from_numpy(ids).to(device)  # pyright: ignore[reportUnknownMemberType]
+
+
 def _step(model: Any, batch: Batch, device: torch.device) -> tuple[Tensor, dict[str, float]]:
     """Loss and metrics of a batch: each kind of label is averaged over itself, then the kinds are added."""
-    ids = torch.from_numpy(batch.ids).to(device)
-    kinds = {name: torch.from_numpy(getattr(batch, name)).to(device) for name in ("text", "copy", "recall")}
+    ids = _tensor(batch.ids, device)
+    kinds = {name: _tensor(getattr(batch, name), device) for name in ("text", "copy", "recall")}
     hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state
     wanted = torch.stack([labels != IGNORE for labels in kinds.values()]).any(0)
     # The vocabulary projection is a third of the work, so it is done only where a label stands.
     logits = model.lm_head(hidden[wanted])
     guess = logits.argmax(-1)
-    total, metrics = logits.sum() * 0.0, {}
+    total = logits.sum() * 0.0
+    metrics: dict[str, float] = {}
     for name, labels in kinds.items():
         labels = labels[wanted]
         chosen = labels != IGNORE
@@ -190,7 +195,7 @@ def train(
     from remnant.testbed.model import new_model
 
     target = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    torch.manual_seed(seed)
+    torch.manual_seed(seed)  # pyright: ignore[reportUnknownMemberType]
     model = new_model().to(target).train()
     optimizer = _optimizer(model, plan)
     checkpoint = Checkpoint(Path(out))
@@ -208,9 +213,9 @@ def train(
         with torch.autocast(target.type, torch.bfloat16, enabled=target.type == "cuda"):
             loss, metrics = _step(model, batch, target)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss.backward()  # pyright: ignore[reportUnknownMemberType]
         torch.nn.utils.clip_grad_norm_(model.parameters(), plan.clip)
-        optimizer.step()
+        optimizer.step()  # pyright: ignore[reportUnknownMemberType]
         if report is not None:
             report(step + 1, plan.steps, {**metrics, "length": length, "seconds": time.monotonic() - began})
         if (step + 1) % save_every == 0 or step + 1 == plan.steps:

@@ -31,7 +31,7 @@ def rope_of(config: Any, layer_type: str = "full_attention") -> Rope:
     if isinstance(parameters, dict) and layer_type in parameters:
         parameters = parameters[layer_type]
     name = parameters.get("rope_type", "default") if isinstance(parameters, dict) else None
-    if name not in _EXACT or kind in _INTERLEAVED:
+    if not isinstance(parameters, dict) or name not in _EXACT or kind in _INTERLEAVED:
         raise UnsupportedPolicy(
             f"model type {kind!r} rotates keys by rope_type {name!r}, which cannot be undone exactly",
             accepted=f"half-split rotations of type {', '.join(sorted(_EXACT))}",
