@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,12 +11,32 @@ from numpy.typing import NDArray
 from remnant.testbed import tasks
 from remnant.testbed.tokenizer import Alphabet
 
-__all__ = ["IGNORE", "Batch", "make_batch"]
+__all__ = ["IGNORE", "Batch", "Stage", "make_batch"]
 
 Ids = NDArray[np.int64]
 IGNORE = -100
 _MODES = ("text", "recall", "passkey-early", "passkey-late", "recurrence", "episodes")
 _SHARES = (0.34, 0.24, 0.08, 0.08, 0.13, 0.13)
+
+
+class Stage(NamedTuple):
+    """Some steps of one kind; shares are fractions of the rows.
+
+    Attributes:
+        steps: optimizer steps.
+        length: tokens per row.
+        tokens: tokens per batch.
+        repeat: share of repeated random sequences.
+        passkey: share of passkeys, on top of their usual share.
+        drill: share of rows with many passkeys, all of them asked.
+    """
+
+    steps: int
+    length: int
+    tokens: int
+    repeat: float = 0.0
+    passkey: float = 0.0
+    drill: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -66,8 +86,18 @@ def _options(rng: np.random.Generator, task: str, length: int) -> dict[str, Any]
     return {}
 
 
+def _drill(rng: np.random.Generator, a: Alphabet, filler: tasks.Filler, length: int) -> _Row:
+    """Four to eight passkeys in one text, all of them asked."""
+    example = tasks.passkeys(rng, a, filler, length, int(rng.integers(4, 9)))
+    return _labelled(example, a, length)
+
+
 def _task(rng: np.random.Generator, task: str, a: Alphabet, filler: tasks.Filler, length: int) -> _Row:
     example = tasks.TASKS[task](rng, a, filler, length, **_options(rng, task, length))
+    return _labelled(example, a, length)
+
+
+def _labelled(example: tasks.Example, a: Alphabet, length: int) -> _Row:
     ids = example.tokens()
     first_text = a.topics.stop
     text = _blank(len(ids))
@@ -87,9 +117,7 @@ def _fit(row: Ids, length: int, fill: int) -> Ids:
     return out
 
 
-def make_batch(
-    rng: np.random.Generator, a: Alphabet, filler: tasks.Filler, vocab: int, length: int, rows: int, repeat: float
-) -> Batch:
+def make_batch(rng: np.random.Generator, a: Alphabet, filler: tasks.Filler, vocab: int, stage: Stage) -> Batch:
     """Draw a batch.
 
     Args:
@@ -97,14 +125,18 @@ def make_batch(
         a: the tokenizer's task alphabet.
         filler: real text.
         vocab: repeated sequences are drawn from the task alphabet; half of the longer ones from this many tokens.
-        length: tokens per row.
-        rows: rows per batch.
-        repeat: share of the rows that are repeated random tokens, a fraction of 1.
+        stage: size and shares.
     """
+    length = stage.length
     parts: list[_Row] = []
-    for mode in rng.choice(len(_MODES), size=rows, p=_SHARES):
+    for mode in rng.choice(len(_MODES), size=stage.tokens // length, p=_SHARES):
         name = _MODES[int(mode)]
-        if rng.random() < repeat:
+        if stage.drill and rng.random() < stage.drill:
+            parts.append(_drill(rng, a, filler, length))
+            continue
+        if stage.passkey and rng.random() < stage.passkey:
+            name = "passkey-late" if rng.random() < 0.5 else "passkey-early"
+        if rng.random() < stage.repeat:
             parts.append(_repeat(rng, vocab if length > 64 and rng.random() < 0.5 else a.topics.stop, length))
         elif name == "text":
             parts.append(_text(rng, a, filler, length))

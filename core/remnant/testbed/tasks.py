@@ -144,6 +144,20 @@ def passkey_late(rng: np.random.Generator, a: Alphabet, filler: Filler, length: 
     return _passkey(rng, a, filler, length, early=False)
 
 
+def passkeys(rng: np.random.Generator, a: Alphabet, filler: Filler, length: int, needles: int) -> Example:
+    """Several four-token keys, every one of them asked: for training only."""
+    keys = _pick(rng, a.keys, needles)
+    digits = np.reshape(_pick(rng, a.values, needles * _DIGITS), (needles, _DIGITS))
+    facts = [_fact(a, int(k), *map(int, d)) for k, d in zip(keys, digits, strict=True)]
+    size = 2 + _DIGITS
+    room = max(length - 1 - 2 * size * needles, 0)
+    context = np.concatenate([_bos(a), _scatter(rng, filler.take(rng, room), facts)])
+    order = [int(i) for i in rng.permutation(needles)]
+    answers = tuple((size * j + 1 + d, int(digits[i][d])) for j, i in enumerate(order) for d in range(_DIGITS))
+    groups = tuple(j for j in range(needles) for _ in range(_DIGITS))
+    return Example(context, np.concatenate([facts[i] for i in order]), answers, groups)
+
+
 def recurrence(
     rng: np.random.Generator, a: Alphabet, filler: Filler, length: int, premises: int | None = None, every: int = 64
 ) -> Example:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from remnant.errors import ConfigError
-from remnant.testbed.batches import IGNORE, Batch, make_batch
+from remnant.testbed.batches import IGNORE, Batch, Stage, make_batch
 from remnant.testbed.tasks import Filler
 from remnant.testbed.text import load_corpus
 from remnant.testbed.tokenizer import Alphabet, load_tokenizer
@@ -27,16 +27,19 @@ __all__ = ["PRESETS", "Preset", "train"]
 
 @dataclass(frozen=True)
 class Preset:
-    """A schedule: `stages` are (steps, sequence length, tokens per batch, share of repeated sequences).
+    """A schedule. Short and repetitive comes before long: copying is learned in minutes there.
 
-    Short and repetitive comes before long: copying is learned in minutes there, and everything else builds on it.
+    Attributes:
+        stages: in order.
+        knots: (step, factor on `lr`), joined by straight lines.
+        lr: peak learning rate.
+        clip: largest norm of a gradient.
+        weight_decay: of matrices.
     """
 
-    stages: tuple[tuple[int, int, int, float], ...]
+    stages: tuple[Stage, ...]
+    knots: tuple[tuple[int, float], ...]
     lr: float = 3e-3
-    warmup: int = 100
-    decay_start: int = 700
-    decay_steps: int = 300
     clip: float = 1.0
     weight_decay: float = 0.05
 
@@ -45,36 +48,41 @@ class Preset:
         """Optimizer steps of all stages."""
         return sum(stage[0] for stage in self.stages)
 
-    def shape_at(self, step: int) -> tuple[int, int, float]:
-        """(sequence length, rows, share of repeated sequences) of a step's batch."""
-        for steps, length, tokens, repeat in self.stages:
-            if step < steps:
-                return length, tokens // length, repeat
-            step -= steps
-        _, length, tokens, repeat = self.stages[-1]
-        return length, tokens // length, repeat
+    def stage_at(self, step: int) -> Stage:
+        """The stage that a step belongs to."""
+        for stage in self.stages:
+            if step < stage.steps:
+                return stage
+            step -= stage.steps
+        return self.stages[-1]
 
     def lr_at(self, step: int) -> float:
-        """Linear warm-up, constant, then linear decay to a twentieth."""
-        left = 1.0 - (step - self.decay_start) / self.decay_steps
-        return self.lr * min(1.0, (step + 1) / self.warmup) * min(1.0, max(0.05, left))
+        """Learning rate of a step."""
+        steps, factors = zip(*self.knots, strict=True)
+        return self.lr * float(np.interp(step, steps, factors))
 
 
+_WARMUP = ((0, 0.01), (99, 1.0))
 PRESETS = {
-    "quick": Preset(((500, 20, 2048, 1.0), (300, 32, 2048, 1.0), (200, 64, 4096, 0.5))),
+    "quick": Preset(
+        (Stage(500, 20, 2048, 1.0), Stage(300, 32, 2048, 1.0), Stage(200, 64, 4096, 0.5)),
+        (*_WARMUP, (700, 1.0), (1000, 0.1)),
+    ),
     "full": Preset(
         (
-            (600, 20, 2048, 1.0),
-            (300, 32, 2048, 1.0),
-            (400, 64, 4096, 0.6),
-            (500, 128, 4096, 0.35),
-            (400, 256, 4096, 0.25),
-            (140, 512, 8192, 0.15),
-            (520, 1024, 8192, 0.1),
-            (40, 2048, 8192, 0.1),
+            Stage(600, 20, 2048, 1.0),
+            Stage(300, 32, 2048, 1.0),
+            Stage(400, 64, 4096, 0.6),
+            Stage(500, 128, 4096, 0.35),
+            Stage(400, 256, 4096, 0.25),
+            Stage(140, 512, 8192, 0.15),
+            Stage(520, 1024, 8192, 0.1),
+            Stage(40, 2048, 8192, 0.1),
+            Stage(140, 1024, 8192, passkey=0.5),
+            # Keys of several tokens want sharper attention than single facts: one more rise, on many of them at once.
+            Stage(260, 1024, 4096, drill=0.6),
         ),
-        decay_start=2100,
-        decay_steps=900,
+        (*_WARMUP, (2100, 1.0), (2910, 0.1), (3040, 0.1), (3041, 0.35), (3300, 0.03)),
     ),
 }
 
@@ -205,9 +213,10 @@ def train(
     filler = Filler(_stream(load_corpus().train, alphabet.eos))
     began = time.monotonic() - spent
     for step in range(start, plan.steps):
-        length, rows, repeat = plan.shape_at(step)
+        stage = plan.stage_at(step)
+        length = stage.length
         rng = np.random.default_rng([seed, step])
-        batch = make_batch(rng, alphabet, filler, tokenizer.get_vocab_size(), length, rows, repeat)
+        batch = make_batch(rng, alphabet, filler, tokenizer.get_vocab_size(), stage)
         for group in optimizer.param_groups:
             group["lr"] = plan.lr_at(step)
         with torch.autocast(target.type, torch.bfloat16, enabled=target.type == "cuda"):

@@ -333,7 +333,7 @@ def task_batches(length: int = 512, rows: int = 4, seed: int = 0, answers: float
         seed: of every batch; far from the seeds of the weights' own training.
         answers: what all answers of a batch weigh together, against all of its text.
     """
-    from remnant.testbed.batches import make_batch
+    from remnant.testbed.batches import Stage, make_batch
     from remnant.testbed.tasks import Filler
     from remnant.testbed.text import load_corpus
     from remnant.testbed.tokenizer import Alphabet, load_tokenizer
@@ -346,8 +346,8 @@ def task_batches(length: int = 512, rows: int = 4, seed: int = 0, answers: float
 
     def draw(step: int) -> GateBatch:
         rng = np.random.default_rng([seed, 7, step])
-        shape = (length, rows) if step % 2 == 0 else (length // 2, rows * 2)
-        batch = make_batch(rng, alphabet, filler, vocab, *shape, repeat=0.0)
+        stage = Stage(1, length if step % 2 == 0 else length // 2, length * rows)
+        batch = make_batch(rng, alphabet, filler, vocab, stage)
         text, recall = torch.from_numpy(batch.text), torch.from_numpy(batch.recall)
         asked, written = recall != IGNORE, text != IGNORE
         weights = asked * (answers / max(int(asked.sum()), 1)) + written * (1.0 / max(int(written.sum()), 1))

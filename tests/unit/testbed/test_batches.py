@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from remnant.testbed.batches import IGNORE, make_batch
+from remnant.testbed.batches import IGNORE, Stage, make_batch
 from remnant.testbed.examples import held_out
 from remnant.testbed.tokenizer import Alphabet, load_tokenizer
 
@@ -11,7 +11,15 @@ A = Alphabet.of(load_tokenizer())
 
 
 def batch(seed: int, repeat: float, length: int = 128, rows: int = 24):
-    return make_batch(np.random.default_rng(seed), A, held_out(), 2048, length, rows, repeat)
+    stage = Stage(1, length, length * rows, repeat)
+    return make_batch(np.random.default_rng(seed), A, held_out(), 2048, stage)
+
+
+def test_a_drill_asks_every_passkey():
+    stage = Stage(1, 256, 256 * 8, drill=1.0)
+    made = make_batch(np.random.default_rng(4), A, held_out(), 2048, stage)
+    asked = (made.recall != IGNORE).sum(1)
+    assert ((asked >= 16) & (asked <= 32) & (asked % 4 == 0)).all()
 
 
 def test_the_generator_decides_everything():

@@ -7,9 +7,10 @@ import torch
 
 from remnant.errors import ConfigError
 from remnant.testbed import cli_api
+from remnant.testbed.batches import Stage
 from remnant.testbed.train import PRESETS, Preset, train
 
-TINY = Preset(((3, 20, 80, 1.0), (3, 64, 128, 0.5)), warmup=2)
+TINY = Preset((Stage(3, 20, 80, 1.0), Stage(3, 64, 128, 0.5)), knots=((0, 0.5), (1, 1.0)))
 
 
 @pytest.fixture(autouse=True)
@@ -45,8 +46,8 @@ def test_resumed_equals_unbroken(tmp_path: Path):
 
 def test_schedule():
     assert TINY.steps == 6
-    assert TINY.shape_at(0) == (20, 4, 1.0)
-    assert TINY.shape_at(3) == TINY.shape_at(99) == (64, 2, 0.5)
+    assert TINY.stage_at(0) is TINY.stage_at(2) is TINY.stages[0]
+    assert TINY.stage_at(3) is TINY.stage_at(99) is TINY.stages[1]
     rates = [TINY.lr_at(step) for step in range(6)]
     assert rates[0] < rates[1] >= rates[-1] > 0
 
