@@ -81,6 +81,8 @@ def _options(rng: np.random.Generator, task: str, length: int) -> dict[str, Any]
         return {"pairs": pairs, "asked": min(pairs, 48, max(2, length // 16))}
     if task == "recurrence":
         return {"premises": int(rng.integers(2, 9)), "every": int(rng.integers(24, 257))}
+    if task.startswith("passkey"):
+        return {"digits": 4, "remark": True}
     if task == "episodes" and length >= 256:
         return {"topics": int(rng.integers(2, 6)), "rounds": int(rng.integers(2, 4))}
     return {}

@@ -114,34 +114,50 @@ def recall(
 _DIGITS, _NEEDLES = 4, 4
 
 
-def _passkey(rng: np.random.Generator, a: Alphabet, filler: Filler, length: int, early: bool) -> Example:
+def _passkey(
+    rng: np.random.Generator,
+    a: Alphabet,
+    filler: Filler,
+    length: int,
+    early: bool,
+    digits: int = 3,
+    remark: bool = False,
+) -> Example:
+    """A key among distractors. The question stands once in full, `<fact> key <ok>`, and is then asked for real.
+
+    `remark` only mentions the key instead, `<ask> key`; training has those too.
+    """
     keys = _pick(rng, a.keys, _NEEDLES)
-    digits = np.reshape(_pick(rng, a.values, _NEEDLES * _DIGITS), (_NEEDLES, _DIGITS))
-    needles = [_fact(a, int(k), *map(int, d)) for k, d in zip(keys, digits, strict=True)]
+    values = np.reshape(_pick(rng, a.values, _NEEDLES * digits), (_NEEDLES, digits))
+    needles = [_fact(a, int(k), *map(int, d)) for k, d in zip(keys, values, strict=True)]
     target = int(rng.integers(_NEEDLES))
-    asked = np.array([a.ask, keys[target]], dtype=np.int64)
+    asked = [a.ask, keys[target]] if remark else [a.fact, keys[target], a.ok]
     probe = needles[target]
-    room = max(length - 1 - len(probe) * (_NEEDLES + 1) - 2, 4)
+    room = max(length - 1 - len(probe) * (_NEEDLES + 1) - len(asked), 4)
     text = filler.take(rng, room)
     tail = min(6, room // 2)
     body = _scatter(rng, text[:-tail], needles)
     # The late form carries the same question outside the context, so both forms have the same length.
-    question = np.concatenate([asked, text[-tail:]])
+    question = np.concatenate([np.array(asked, dtype=np.int64), text[-tail:]])
     context = np.concatenate([_bos(a), body, question]) if early else np.concatenate([_bos(a), body])
     stream = probe if early else np.concatenate([question, probe])
     shift = 0 if early else len(question)
-    answers = tuple((shift + 1 + i, int(d)) for i, d in enumerate(digits[target]))
-    return Example(context, stream, answers, (0,) * _DIGITS)
+    answers = tuple((shift + 1 + i, int(d)) for i, d in enumerate(values[target]))
+    return Example(context, stream, answers, (0,) * digits)
 
 
-def passkey_early(rng: np.random.Generator, a: Alphabet, filler: Filler, length: int) -> Example:
-    """A four-token key among distractors; the question stands at the end of the context, before compression."""
-    return _passkey(rng, a, filler, length, early=True)
+def passkey_early(
+    rng: np.random.Generator, a: Alphabet, filler: Filler, length: int, digits: int = 3, remark: bool = False
+) -> Example:
+    """A key of several tokens among distractors; the question stands at the end of the context, before compression."""
+    return _passkey(rng, a, filler, length, True, digits, remark)
 
 
-def passkey_late(rng: np.random.Generator, a: Alphabet, filler: Filler, length: int) -> Example:
+def passkey_late(
+    rng: np.random.Generator, a: Alphabet, filler: Filler, length: int, digits: int = 3, remark: bool = False
+) -> Example:
     """The same stream, but the context ends before the question: what to keep must be decided without it."""
-    return _passkey(rng, a, filler, length, early=False)
+    return _passkey(rng, a, filler, length, False, digits, remark)
 
 
 def passkeys(rng: np.random.Generator, a: Alphabet, filler: Filler, length: int, needles: int) -> Example:
