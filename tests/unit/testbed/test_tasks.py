@@ -57,7 +57,7 @@ def test_recurrence_never_states_a_value_again():
 
 
 def asks(example: Example, part: np.ndarray) -> bool:
-    return bool((part == A.ask).any())
+    return bool((part == A.ok).any())
 
 
 def test_passkey_differs_in_where_the_question_stands():
