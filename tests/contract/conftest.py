@@ -33,7 +33,7 @@ VARIANTS: dict[str, list[dict[str, Any]]] = {
     "lazyeviction": [{"formula": "paper", "window": 3}],
     "trimkv": [{"gates": "random"}, {"gates": "random", "share": "head"}],
     "epicache": [{"allocation": "uniform"}],
-    "d2o": [{"allocation": "uniform"}, {"merge_keys": True}],
+    "d2o": [{"allocation": "variance"}, {"merge_keys": True}],
     "think": [{"evictor": "none", "pairs": True}],
 }
 
@@ -73,7 +73,7 @@ class Case:
     @property
     def deals_in_rows(self) -> bool:
         """Whether a row's budget depends on that row alone: two policies share budgets over a batch by design."""
-        return self.name != "pyramidkv" and (self.name != "d2o" or self.extra.get("allocation") == "uniform")
+        return self.name != "pyramidkv" and self.extra.get("allocation") != "variance"
 
 
 def _gates() -> Any:

@@ -146,22 +146,23 @@ def test_budgets_by_hand_and_the_compat_options():
     stats = torch.tensor([[4.0], [1.0], [1.0], [2.0]])
     z = (stats.flatten() - 2) / 1.5**0.5
     share = (-z).softmax(0) * 40
-    got = D2O().layer_budgets(stats, 100, 10)
+    got = D2O(allocation="variance").layer_budgets(stats, 100, 10)
     assert sum(got) == 40
     # The first layer would get 1.7 of 40 and is lifted to the minimum of 5; the others share the rest.
     rest = share[1:] / share[1:].sum() * 35
     assert got[0] == D2O().minimum == 5
     assert all(abs(x - float(y)) < 1 for x, y in zip(got[1:], rest, strict=True))
     assert D2O(allocation="uniform").layer_budgets(stats, 100, 10) == [10] * 4
-    assert D2O().layer_budgets(stats, 10, 10) == [10] * 4
-    skipped = D2O(skip=(0, 1, -1)).layer_budgets(stats, 100, 10)
+    assert D2O(allocation="variance").layer_budgets(stats, 10, 10) == [10] * 4
+    assert D2O().allocation == "uniform"
+    skipped = D2O(allocation="variance", skip=(0, 1, -1)).layer_budgets(stats, 100, 10)
     assert skipped == [UNBOUNDED, UNBOUNDED, got[2], UNBOUNDED]
     code = D2O(allocation="code").layer_budgets(torch.tensor([[0.2], [0.6]]), 100, 10)
     assert code == [12, 8]  # 20 * sigmoid(0.4) = 11.97
 
 
 def test_a_layer_whose_budget_is_its_prompt_stays_bounded():
-    got = D2O().layer_budgets(torch.tensor([[0.0], [50.0], [50.0]]), 12, 10)
+    got = D2O(allocation="variance").layer_budgets(torch.tensor([[0.0], [50.0], [50.0]]), 12, 10)
     assert max(got) == 12
     assert sum(got) == 30
     assert D2O().due("decode", 1, 13, 12)

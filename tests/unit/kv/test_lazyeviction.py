@@ -131,7 +131,7 @@ def test_recurring_token_survives_and_a_burst_does_not():
     pattern[19] = pattern[20] = {25}
     kept = {}
     for formula in ("corrected", "paper"):
-        cache = Cache(LazyEviction(window=4, formula=formula), 6, budget=7)
+        cache = Cache(LazyEviction(window=4, formula=formula, activity=0.5), 6, budget=7)
         for active in pattern:
             cache.decode([active])
         kept[formula] = cache.positions.flatten().tolist()
@@ -148,7 +148,7 @@ def test_window_one_and_alpha_zero_is_recency(formula):
 
 
 def test_first_step_of_a_prompt_stamps_it_whatever_the_chunks():
-    policy = LazyEviction(window=4)
+    policy = LazyEviction(window=4, activity=0.5)
     cache = Cache(policy, 3)
     cache.decode([{0}])
     assert cache.side["last"].tolist() == [[[4, 3, 3, 3]]]

@@ -61,7 +61,8 @@ class D2O(Policy):
         recent_share: fraction of the budget for the newest tokens, 0..1.
         allocation: tokens per layer. `variance` is softmax(-F) with F the variance over slots of accumulated attention,
             mean over heads, z-scored across layers; `code` is the original's, where the variance is min-max normalised
-            over the heads of a layer first, which leaves the layers almost equal; `uniform` gives every layer the same.
+            over the heads of a layer first, which leaves the layers almost equal; `uniform`, the default, gives every
+            layer the same: budgets by variance cost perplexity on the testbed, and make a row depend on its batch.
         alpha: share of the old threshold in the new one.
         beta: share of the newly evicted tokens' mean similarity in the new threshold.
         weights: `paper`, own = e / (e + sum exp(m)) and exp(m) / (e + sum exp(m)) for each that arrives; or `code`, the
@@ -85,7 +86,7 @@ class D2O(Policy):
 
     sinks: int = 4
     recent_share: float = 0.5
-    allocation: Literal["variance", "code", "uniform"] = "variance"
+    allocation: Literal["variance", "code", "uniform"] = "uniform"
     alpha: float = 0.5
     beta: float = 0.5
     weights: Weights = "paper"
