@@ -63,6 +63,8 @@ class Cell:
 
 
 VARIANTS = (
+    Cell("recall", "keydiff", 0.10, {"slack": 0}),
+    Cell("recall", "trimkv", 0.10, {"gates": "testbed", "buffer": 1}),
     Cell("recall", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
     Cell("passkey-early", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
     Cell("tree", "full", 1.0),
