@@ -27,8 +27,7 @@ class LazyEviction(Policy):
             the 80th percentile of the recurrence intervals: 27 to 95 tokens for one model, 101 to 363 for another.
         activity: a slot is active when some query head of its group gives it at least `activity / n`, n being the
             number of real slots, or half of its attention. The original's thresholds are 0.67 / n and 0.15 / n at its
-            own budgets; on the testbed that counts noise as activity and loses the premises (0.33 right against 1.0
-            at a quarter of the cache).
+            own budgets; on the testbed that counts noise as activity and loses the premises.
         alpha: when given, the absolute threshold of the original in place of `activity`, a probability.
         formula: `corrected` or `paper`, see below.
         sinks: first tokens that are always kept.
