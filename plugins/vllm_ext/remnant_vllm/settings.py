@@ -123,19 +123,29 @@ class Settings:
             return 0
         return gone_blocks(self.mode, computed, prompt_len, self.budget, block_size)
 
+    @property
+    def by_layer(self) -> bool:
+        """Whether layers have different budgets."""
+        return type(self.make()).share is not Policy.share
+
+    def stable(self, prompt_len: int, block_size: int) -> int | None:
+        """Leading tokens in blocks that eviction never writes to; None when it never writes at all."""
+        if self.budget is None:
+            return None
+        blocks = stable_blocks(self.mode, prompt_len, self.budget, block_size)
+        return None if blocks is None else blocks * block_size
+
     def reusable(self, prompt_len: int, block_size: int) -> int:
         """Leading prompt tokens that may come from elsewhere: a prefix cache or a store.
 
         Eviction writes to none of their blocks, and enough of the prompt is left to compute for the policy to see the
         queries that it decides by. A multiple of the block size unless nothing is ever evicted.
         """
-        if self.budget is None:
-            return prompt_len
-        stable = stable_blocks(self.mode, prompt_len, self.budget, block_size)
+        stable = self.stable(prompt_len, block_size)
         if stable is None:
             return prompt_len
         unseen = max(0, prompt_len - queries_needed(self.make(), prompt_len))
-        return min(stable, unseen // block_size) * block_size
+        return min(stable, unseen // block_size * block_size)
 
 
 @lru_cache(maxsize=256)
