@@ -34,6 +34,11 @@ class Facts:
             scaling = getattr(module, "scaling", None) or query.shape[-1] ** -0.5
         return cls(float(scaling), kwargs.get("softcap"), kwargs.get("s_aux"))
 
+    def same(self, kwargs: dict[str, Any]) -> bool:
+        """Whether an attention call states the same; False where it leaves the scaling to the module."""
+        get = kwargs.get
+        return get("scaling") == self.scaling and get("softcap") == self.softcap and get("s_aux") is self.sinks
+
 
 def _softmax(logits: Tensor, hidden: Tensor | None, facts: Facts, heads: slice | None = None) -> Tensor:
     """Float32 probabilities of logits `[B, H, G, n, S]`; a row without any visible slot gives zeros."""

@@ -28,13 +28,12 @@ _wrapped: dict[Callable[..., Any], Callable[..., Any]] = {}
 
 
 def tag(key: Tensor, layer: Any) -> Tensor:
-    """A fresh view of `key` that leads the attention call to `layer`; the stored tensor itself stays untagged.
+    """Let `key` lead the attention call to `layer`; it must be a view that nobody else holds.
 
-    Tagging the stored tensor would tie layer and tensor into a cycle and delay the release of the memory.
+    Tagging a stored tensor would tie layer and tensor into a cycle and delay the release of the memory.
     """
-    view = key.view_as(key)
-    setattr(view, _TAG, layer)
-    return view
+    setattr(key, _TAG, layer)
+    return key
 
 
 def set_pending(layer: Any) -> None:

@@ -75,12 +75,14 @@ class RemnantCache(DynamicCache):
         self._wants = self.policy.wants
         super().__init__(config=config)
         self.ledger = Ledger()
+        self.governed: list[RemnantLayer] = []
+        """The layers that obey the policy."""
         chosen = [i for i, layer in enumerate(self.layers) if type(layer) is DynamicLayer]
         rope = self._rope(config)
         for order, index in enumerate(chosen):
-            self.layers[index] = RemnantLayer(
-                self.policy, self.budget, index, order, len(chosen), self.ledger, rope, simulate
-            )
+            layer = RemnantLayer(self.policy, self.budget, index, order, len(chosen), self.ledger, rope, simulate)
+            self.layers[index] = layer
+            self.governed.append(layer)
         if chosen and "layers" in self.policy.needs:
             # Only the last layer knows the others, and they do not know it: no cycle, so memory is freed at once.
             self.governed[-1].siblings = self.governed[:-1]
@@ -93,22 +95,20 @@ class RemnantCache(DynamicCache):
 
     # ---- what transformers asks
 
-    @property
-    def governed(self) -> list[RemnantLayer]:
-        """The layers that obey the policy."""
-        return [layer for layer in self.layers if isinstance(layer, RemnantLayer)]
-
     def update(self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
         """Append to a layer; see `RemnantLayer.update`."""
         if not torch.compiler.is_compiling():
-            self._warn(key_states.shape[2], layer_idx)
-        if layer_idx and not torch.compiler.is_compiling():
-            before = self.layers[layer_idx - 1]
+            if self.prefill_block or self._wants:
+                self._warn(key_states.shape[2])
+            before = self.layers[layer_idx - 1] if layer_idx else None
             if isinstance(before, RemnantLayer) and before.waiting and self.policy.needs:
                 before._missed()
+            layer = self.layers[layer_idx] if layer_idx < len(self.layers) else None
+            if isinstance(layer, RemnantLayer):
+                return layer.update(key_states, value_states)
         return super().update(key_states, value_states, layer_idx, *args, **kwargs)
 
-    def _warn(self, count: int, layer_idx: int) -> None:
+    def _warn(self, count: int) -> None:
         """Say once what the user should know: memory not bounded as asked, or a policy left without what it wants."""
         if self.prefill_block and count > self.prefill_block:
             warnings.warn(
@@ -135,7 +135,9 @@ class RemnantCache(DynamicCache):
             layer = self.governed[0]
         widest = 0
         for each in self.governed:
-            widest = max(widest, each.physical)
+            stored = each.physical
+            if stored > widest:
+                widest = stored
         return widest + query_length, layer.seen - widest
 
     # ---- what a user asks

@@ -35,6 +35,7 @@ class Ledger:
     """
 
     held: dict[int, int] = field(default_factory=dict[int, int])
+    total: int = 0
     peak: int = 0
     stats: dict[int, Tensor] = field(default_factory=dict[int, Tensor])
     prefilling: bool = False
@@ -43,8 +44,12 @@ class Ledger:
 
     def note(self, order: int, allocated: int) -> None:
         """Record a layer's allocation in bytes."""
+        before = self.held.get(order, 0)
+        if allocated == before:
+            return
         self.held[order] = allocated
-        self.peak = max(self.peak, sum(self.held.values()))
+        self.total += allocated - before
+        self.peak = max(self.peak, self.total)
 
 
 class RemnantLayer(DynamicLayer):
@@ -84,6 +89,12 @@ class RemnantLayer(DynamicLayer):
         self.policy, self.budget, self.index, self.order, self.layers = policy, budget, index, order, layers
         self.ledger, self.rope, self.simulate = ledger, rope, simulate
         self.siblings: list[RemnantLayer] = []
+        # A policy is frozen: what follows from its class and options is asked once, not at every token.
+        self.bounded, self.spare = policy.bounded, min(policy.slack + 1, 1024)
+        self.observes = type(policy).observe is not Policy.observe
+        self.remembers = "all_queries" in policy.needs or (self.bounded and "queries" in policy.needs)
+        watches = self.observes or self.remembers or "attn" in policy.needs
+        self.waits = not watches and type(policy).due is Policy.due
         self.record_past = False
         super().__init__()
         self._empty()
@@ -148,6 +159,7 @@ class RemnantLayer(DynamicLayer):
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         """Note dtype and device; memory is taken by the first `update`."""
         self.dtype, self.device = key_states.dtype, key_states.device
+        self.heads = value_states.shape[1]
         self.is_initialized = True
 
     def get_seq_length(self) -> int:
@@ -175,30 +187,31 @@ class RemnantLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append `[B, H, n, D]` keys and values and return what attention is to read, tagged for the bridge."""
-        self._settle()
+        if self.waiting or self.stash:
+            self._settle()
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
-        count = key_states.shape[2]
+        count, store = key_states.shape[2], self.store
         if key_states.device != self.device:
             self.to(key_states.device)
-        self.store.append(self._new_slots(key_states, value_states, count))
+        store.append(self._new_slots(key_states, value_states, count))
         self.seen += count
         self.tail += count
         self.waiting = count
         if not torch.compiler.is_compiling():
-            self.ledger.note(self.order, self.store.allocated())
-        bridge.set_pending(self)
-        if isinstance(self.store, SlotStore):
-            return bridge.tag(self.store.get("k"), self), self.store.get("v")
-        if isinstance(self.store, SimulatedStore):
-            return bridge.tag(self.store.all.get("k"), self), self.store.all.get("v")
-        return bridge.tag(key_states, self), value_states
+            self.ledger.note(self.order, store.allocated())
+            bridge.set_pending(self)
+        if isinstance(store, SimulatedStore):
+            store = store.all
+        if isinstance(store, SlotStore):
+            return bridge.tag(store.get("k"), self), store.get("v")
+        return bridge.tag(key_states.view_as(key_states), self), value_states
 
     def _new_slots(self, k: Tensor, v: Tensor, count: int) -> dict[str, Tensor]:
-        b, h = k.shape[:2]
         new = {"k": k, "v": v}
         if self.store.plain and not self.policy.sides and "valid" not in self.store.buffers:
             return new
+        b, h = k.shape[:2]
         pos = torch.arange(self.seen, self.seen + count, device=k.device).expand(b, h, count)
         if not self.store.plain:
             new["pos"] = pos
@@ -236,9 +249,16 @@ class RemnantLayer(DynamicLayer):
         if getattr(module, "layer_idx", self.index) != self.index:
             return inner(module, q, k, v, fit(mask, k.shape[2], count), *args, **kw)
         self.waiting = 0
-        self.facts = Facts.of(module, q, kw)
-        self._note_padding(mask, q.shape[0], count)
-        self.expanded = (k, v) if k.shape[1] != self._heads else None
+        self.newest = None
+        if count == 1 and self._idle(k):
+            self.step += 1
+            self.decoded += 1
+            return inner(module, q, k, v, mask if mask is None else fit(mask, k.shape[2], 1), *args, **kw)
+        if self.facts is None or not self.facts.same(kw):
+            self.facts = Facts.of(module, q, kw)
+        if count > 1 or self.seen == 1:
+            self._note_padding(mask, q.shape[0], count)
+        self.expanded = (k, v) if k.shape[1] != self.heads else None
         out, weights, row = self._read(inner, module, q, k, v, mask, count, args, kw)
         if self.ledger.probing:
             self._probe(q)
@@ -250,10 +270,18 @@ class RemnantLayer(DynamicLayer):
         self.expanded = None
         return out, weights
 
-    @property
-    def _heads(self) -> int:
-        buffers = self.store.buffers
-        return buffers["v"].shape[1] if not isinstance(self.store, RaggedStore) else len(self.store.lengths[0])
+    def _idle(self, k: Tensor) -> bool:
+        """Whether a decoded token leaves nothing to do: the policy looks at no attention, and nothing is due."""
+        store, ledger = self.store, self.ledger
+        return (
+            self.waits
+            and self.seen > 1
+            and type(store) is SlotStore
+            and store.n <= self.tokens
+            and not (self.holes or self.record_past or ledger.probing or ledger.prefilling)
+            and (store.ordered or not self.padded)
+            and k.shape[1] == self.heads
+        )
 
     def _need_plain(self, what: str) -> None:
         if self.expanded is not None and self.policy.when:
@@ -304,7 +332,7 @@ class RemnantLayer(DynamicLayer):
 
     def _row(self, p: Tensor) -> Tensor:
         """Probabilities `[B, H, G, S]` per query head -> `[B, H, S]` over the visible slots of each KV head."""
-        if p.shape[1] != self._heads:
+        if p.shape[1] != self.heads:
             p = p.flatten(1, 2)[:, None]
         if isinstance(self.store, SimulatedStore) and self.store.alive is not None:
             index = self.store.alive.clamp(min=0)[:, :, None].expand(-1, -1, p.shape[2], -1)
@@ -356,10 +384,7 @@ class RemnantLayer(DynamicLayer):
     # ---- padding
 
     def _note_padding(self, mask: Any, batch: int, count: int) -> None:
-        """Read which of the new tokens are padding; only multi-token passes can bring any."""
-        self.newest = None
-        if count == 1 and self.seen > 1:
-            return
+        """Read which of the new tokens are padding; only a first token or several at once can bring any."""
         valid = newest_valid(mask, batch, count, self.physical, self.device)
         if valid is None and not self.padded:
             self.real = None
@@ -424,9 +449,11 @@ class RemnantLayer(DynamicLayer):
     def _after(self, q: Tensor, count: int, row: Tensor | None) -> None:
         """Observe, then act if a trigger fires."""
         prefill = self._advance(count)
-        self._remember(q, count, prefill)
+        if prefill or self.remembers:
+            self._remember(q, count, prefill)
         self.row = row
-        self._observe(row, count)
+        if self.observes:
+            self._observe(row, count)
         self._act(prefill)
         self.row = None
 
@@ -454,14 +481,14 @@ class RemnantLayer(DynamicLayer):
         if "all_queries" in needs:
             if prefill and self.queries is not None and self.queries_end == self.seen - count:
                 # A prompt in parts. Who observes has seen the earlier ones, and needs no more than its window again.
-                back = None if type(self.policy).observe is Policy.observe else max(self.policy.window - count, 0)
+                back = max(self.policy.window - count, 0) if self.observes else None
                 old = self.queries if back is None else self.queries[:, :, max(self.queries.shape[2] - back, 0) :]
                 self._real_queries(old, count)
                 q = torch.cat([old, q], 2)
             else:
                 self.queries_real = self.newest
             self.queries, self.queries_end = (self._real_last(q) if prefill else None), self.seen
-        elif "queries" in needs and (prefill or self.policy.bounded):
+        elif "queries" in needs and (prefill or self.bounded):
             window = max(self.policy.window, 1)
             short = count < window or self.newest is not None
             if short and self.queries is not None and self.queries_end == self.seen - count:
@@ -517,7 +544,7 @@ class RemnantLayer(DynamicLayer):
 
     def _observe(self, row: Tensor | None, count: int) -> None:
         """Show the policy the pass of the `count` newest tokens."""
-        if type(self.policy).observe is Policy.observe:
+        if not self.observes:
             return
         queries, real = self.queries, None
         if queries is not None and "all_queries" in self.policy.needs:
@@ -610,23 +637,18 @@ class RemnantLayer(DynamicLayer):
             self.store.put_side(dict(keep.side))
         self.state.update(keep.state)
 
-    @property
-    def _spare(self) -> int:
-        """Room for the tokens until the next decision; a store grows by itself where they are many."""
-        return min(self.policy.slack + 1, 1024)
-
     def _gather(self, keep: Keep) -> None:
         dense = self.store.dense()
         lengths = _lengths(keep, dense)
         if lengths is None and isinstance(self.store, SlotStore):
-            self.store.gather(keep.indices, self._spare if self.policy.bounded else 0)
+            self.store.gather(keep.indices, self.spare if self.bounded else 0)
             return
         if lengths is None:
             lengths = [[keep.indices.shape[2]] * dense.k.shape[1]] * dense.k.shape[0]
         indices = keep.indices
         if dense.valid is not None:
             indices = _real_first(indices, dense.valid)
-        self.store = RaggedStore(dense, indices, lengths, max(self._spare, 32))
+        self.store = RaggedStore(dense, indices, lengths, max(self.spare, 32))
 
     def _merge(self, keep: Keep, view: KVView) -> None:
         """Fold evicted values, and keys where asked, into the kept slots."""
@@ -756,7 +778,7 @@ class RemnantLayer(DynamicLayer):
             self.step += 1
             self.decoded += 1
             self._remember(q[:, :, i : i + 1], 1, False)
-            if type(self.policy).observe is not Policy.observe or "attn" in self.policy.needs:
+            if self.observes or "attn" in self.policy.needs:
                 self._observe_past(q[:, :, i : i + 1], count - i - 1)
             stored = self._stored() - (count - i - 1)
             acts = acts or self.policy.due("decode", self.decoded, stored, self.tokens)

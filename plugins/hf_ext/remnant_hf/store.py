@@ -94,7 +94,9 @@ class Store(Protocol):
 
 def _frozen(x: Tensor) -> bool:
     """Whether a tensor was made in inference mode and may not be written to here; never asked while compiling."""
-    return not torch.compiler.is_compiling() and x.is_inference() and not torch.is_inference_mode_enabled()
+    if torch.compiler.is_compiling() or not x.is_inference():
+        return False
+    return not torch.is_inference_mode_enabled()
 
 
 class SlotStore:
@@ -121,7 +123,7 @@ class SlotStore:
         if name == "pos" and self.plain:
             some = self.buffers["v"]
             return torch.arange(self.n, device=some.device).expand(*some.shape[:2], self.n)
-        return self.buffers[name][:, :, : self.n]
+        return self.buffers[name].narrow(2, 0, self.n)
 
     def _store_positions(self) -> None:
         """From now on slots and positions differ."""
@@ -138,14 +140,13 @@ class SlotStore:
         count = next(iter(new.values())).shape[2]
         self.reserve(count)
         for name, x in new.items():
-            self.buffers[name][:, :, self.n : self.n + count] = x
+            self.buffers[name].narrow(2, self.n, count).copy_(x)
         self.n += count
 
     def reserve(self, count: int) -> None:
         """Make room for `count` more slots; a tensor made in inference mode is copied before it is written to."""
         some = next(iter(self.buffers.values()))
-        frozen = _frozen(some)
-        if self.n + count <= some.shape[2] and not frozen:
+        if self.n + count <= some.shape[2] and not _frozen(some):
             return
         self._resize(self.n + count + max(_GROWTH, self.n // 8))
 
@@ -226,7 +227,10 @@ class SlotStore:
 
     def allocated(self) -> int:
         """Bytes of all buffers, spare room and side state included."""
-        return sum(x.nbytes for x in self.buffers.values())
+        total = 0
+        for x in self.buffers.values():
+            total += x.nbytes
+        return total
 
 
 def _moves(victims: Tensor, tail: int) -> tuple[Tensor, Tensor]:

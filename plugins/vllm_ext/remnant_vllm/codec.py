@@ -1,0 +1,90 @@
+"""Reading and writing single tokens in a paged cache, whose layout belongs to the attention kernel."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from remnant_vllm._compat import ops
+
+__all__ = ["Codec", "PackedCodec", "PlainCodec"]
+
+
+class Codec(Protocol):
+    """How one kernel lays out `[blocks, H, block_size, 2 * D]`."""
+
+    def read(self, layer: Any, cache: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Keys and values `[H, count, D]` of the first `count` slots of some blocks `[n]`."""
+        ...
+
+    def write(self, layer: Any, cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """Store `[H, n, D]` keys and values at `[n]` slots of the whole cache."""
+        ...
+
+
+class PackedCodec:
+    """The CPU backend: key planes are packed for the instruction set, so their order is asked for, not assumed.
+
+    Codes are written through the stock operation once and read back; that gives the place of every element.
+    """
+
+    def read(self, layer: Any, cache: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `Codec.read`."""
+        _, heads, size, width = cache.shape
+        places = _places(cache.dtype, size, width // 2, layer.isa)
+        planes = cache.view(cache.shape[0], heads, 2, -1)[blocks]
+        k, v = (
+            planes[:, :, i].index_select(2, place).view(len(blocks), heads, size, -1).transpose(0, 1).flatten(1, 2)
+            for i, place in enumerate(places)
+        )
+        return k[:, :count], v[:, :count]
+
+    def write(self, layer: Any, cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """See `Codec.write`."""
+        _reshape_and_cache(cache, slots, k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous(), layer.isa)
+
+
+def _reshape_and_cache(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor, isa: str) -> None:
+    blocks, heads, size, _ = cache.shape
+    keys, values = cache.view(blocks, heads, 2 * size, -1).chunk(2, dim=2)
+    ops.cpu_attn_reshape_and_cache(k, v, keys, values, slots, isa)
+
+
+@functools.lru_cache
+def _places(dtype: torch.dtype, size: int, dim: int, isa: str) -> tuple[Tensor, Tensor]:
+    """Flat offsets in a block's key and value plane, in the order (token, channel)."""
+
+    def seen(code: Tensor) -> tuple[Tensor, Tensor]:
+        cache = torch.zeros(1, 1, size, 2 * dim, dtype=dtype)
+        rows = code.view(size, 1, dim).to(dtype)
+        _reshape_and_cache(cache, torch.arange(size), rows.contiguous(), rows.clone(), isa)
+        k, v = cache.view(2, -1).long()
+        return k, v
+
+    # Two passes, because half precision does not count far enough to number all elements at once.
+    tokens = seen(torch.arange(size).view(size, 1).expand(size, dim).reshape(-1))
+    channels = seen(torch.arange(dim).view(1, dim).expand(size, dim).reshape(-1))
+    out = []
+    for token, channel in zip(tokens, channels, strict=True):
+        place = torch.empty(size * dim, dtype=torch.int64)
+        place[token * dim + channel] = torch.arange(size * dim)
+        out.append(place)
+    return out[0], out[1]
+
+
+class PlainCodec:
+    """FlashAttention and Triton backends: each token's key and value stand side by side in the last dimension."""
+
+    def read(self, layer: Any, cache: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """See `Codec.read`."""
+        both = cache[blocks].transpose(0, 1).flatten(1, 2)[:, :count]
+        k, v = both.chunk(2, dim=-1)
+        return k, v
+
+    def write(self, layer: Any, cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
+        """See `Codec.write`."""
+        size = cache.shape[2]
+        cache[slots // size, :, slots % size] = torch.cat([k, v], -1).transpose(0, 1)

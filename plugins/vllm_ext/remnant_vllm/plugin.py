@@ -1,0 +1,74 @@
+"""Entry points: what vLLM calls in each of its processes, and what `remnant` finds."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+__all__ = ["register"]
+
+_log = logging.getLogger("vllm.remnant")  # below vLLM's own logger, so its level and format apply
+_MARK = "__remnant__"
+
+
+def register() -> None:
+    """`vllm.general_plugins`: make `--attention-backend CUSTOM` ours and read our flag where configurations are made.
+
+    Runs in every process of vLLM, also for those who never heard of us: it imports nothing heavy, can be called any
+    number of times, and never raises.
+    """
+    try:
+        _register()
+    except Exception:
+        _log.warning("remnant stays off: this vLLM has no place for it", exc_info=True)
+
+
+def _register() -> None:
+    from vllm.platforms import current_platform
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+
+    cpu = current_platform.is_cpu()
+    path = "remnant_vllm.cpu.RemnantCPUBackend" if cpu else "remnant_vllm.cuda.RemnantFlashBackend"
+    register_backend(AttentionBackendEnum.CUSTOM, path)
+    platform = type(current_platform)
+    _wrap(platform, "check_and_update_config", _reading_the_flag)
+    if cpu:
+        _wrap(platform, "get_attn_backend_cls", _choosing)
+
+
+def _wrap(platform: type, name: str, around: Callable[..., Any]) -> None:
+    """Put `around(original, ...)` in the place of a class method, once."""
+    original = getattr(platform, name).__func__
+    if getattr(original, _MARK, False):
+        return
+
+    @functools.wraps(original)
+    def wrapper(cls: type, *args: Any, **kwargs: Any) -> Any:
+        return around(functools.partial(original, cls), *args, **kwargs)
+
+    setattr(wrapper, _MARK, True)
+    setattr(platform, name, classmethod(wrapper))
+
+
+def _reading_the_flag(original: Callable[..., None], vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+    """`Platform.check_and_update_config`: whoever asked for us and cannot have us hears it before anything starts."""
+    original(vllm_config, *args, **kwargs)
+    if (getattr(vllm_config, "additional_config", None) or {}).get("remnant") is None:
+        return
+    from remnant_vllm.startup import prepare
+
+    prepare(vllm_config)
+
+
+def _choosing(
+    original: Callable[..., str], selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
+) -> str:
+    """`CpuPlatform.get_attn_backend_cls`, which else ignores every backend but its own."""
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
+    other = attn_selector_config.use_mla or attn_selector_config.use_sparse
+    if selected_backend == AttentionBackendEnum.CUSTOM and not other:
+        return AttentionBackendEnum.CUSTOM.get_path()
+    return original(selected_backend, attn_selector_config, *args, **kwargs)
