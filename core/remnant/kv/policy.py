@@ -130,9 +130,14 @@ class Policy:
         """Smallest budget that this policy can work with, in tokens per head."""
         return max(1, self.sinks + self.recent + (1 if self.sinks or self.recent else 0))
 
+    @property
+    def even(self) -> bool:
+        """Whether all heads of a layer keep the same number of tokens; a host with one block table needs that."""
+        return self.layout != "ragged"
+
     def due(self, phase: Phase, step: int, stored: int, budget: int) -> bool:
         """Whether any trigger fires; see `Trigger.due`."""
-        return any(t.due(phase, step, stored, budget) for t in self.when)
+        return stored > budget and any(t.due(phase, step, stored, budget) for t in self.when)
 
     def append(self, view: KVView) -> Mapping[str, Tensor]:
         """Side state of new slots; `view` holds the new tokens only. Default: every side's `fill`."""
@@ -145,6 +150,10 @@ class Policy:
     def score(self, view: KVView) -> Tensor:
         """`[B, H, S]` float32, higher is kept, before protection."""
         raise UnsupportedPolicy(f"policy {self.name!r} ranks nothing by itself", do="call plan()")
+
+    def share(self, seen: int, layer: int, layers: int, tokens: int) -> int:
+        """Tokens per head of one layer, from lengths alone, so that a scheduler without tensors can ask as well."""
+        return tokens
 
     def budget(self, view: KVView, tokens: int) -> Tensor | int:
         """Tokens kept per head of this layer, an int or `[B, H]` int64, given the configured tokens per head."""
