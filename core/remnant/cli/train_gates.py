@@ -65,5 +65,6 @@ def _budgets(text: str) -> list[int]:
 
 def _train(*arguments: Any, settings: dict[str, Any], **options: Any) -> dict[str, Any]:
     with needs("hf", wanted_by="remnant train-gates"):
-        from remnant_hf.train_gates import Settings, run
+        from remnant_hf.gate_run import run
+        from remnant_hf.train_gates import Settings
     return run(*arguments, settings=Settings(**settings), **options)

@@ -8,14 +8,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remnant.errors import ConfigError
-from remnant.kv.gate_training import (
-    capacity_loss,
-    distillation,
+from remnant.kv.gate_attention import (
     gated_attention,
     naive_gated_attention,
-    naive_retained,
-    retained,
+    naive_selected_attention,
+    selected_attention,
 )
+from remnant.kv.gate_training import capacity_loss, choice, distillation, naive_retained, retained
 
 B, H, G, D, DV = 2, 2, 2, 6, 4
 
@@ -49,6 +48,72 @@ def test_blocks_equal_the_whole(options: dict[str, Any], s: int):
 def test_gradients(options: dict[str, Any]):
     inputs = [x[:1].detach().requires_grad_() for x in tensors(3)]
     assert torch.autograd.gradcheck(lambda *x: gated_attention(*x, **options, block=2), inputs)
+
+
+@pytest.mark.parametrize("cut", [0, 4, 11])
+@pytest.mark.parametrize("options", [o for o in VARIANTS if "form" not in o], ids=lambda o: "-".join(o) or "plain")
+def test_selected_in_blocks_equals_the_whole(options: dict[str, Any], cut: int):
+    got = selected_attention(*tensors(11), cut, **options, block=4)
+    torch.testing.assert_close(got, naive_selected_attention(*tensors(11), cut, **options))
+
+
+@pytest.mark.parametrize("options", [o for o in VARIANTS if "form" not in o], ids=lambda o: "-".join(o) or "plain")
+def test_selected_gradients(options: dict[str, Any]):
+    inputs = [x[:1].detach().requires_grad_() for x in tensors(3)]
+    assert torch.autograd.gradcheck(lambda *x: selected_attention(*x, 1, **options, block=2), inputs)
+
+
+def test_selected_without_a_key_is_without_it():
+    q, k, v, _ = tensors(5)
+    bias = torch.zeros(B, H, 5, dtype=torch.float64)
+    bias[:, :, 1] = -60.0
+    out = selected_attention(q, k, v, bias, 3)
+    rest = [0, 2, 3, 4]
+    keys, values = (x[:, :, rest].repeat_interleave(G, 1) for x in (k, v))
+    left = F.scaled_dot_product_attention(q[:, :, 4:], keys, values)
+    torch.testing.assert_close(out[:, :, 4:], left)
+    torch.testing.assert_close(out[:, :, :3], gated_attention(q, k, v, bias * 0.0)[:, :, :3])
+
+
+@pytest.mark.parametrize(("share", "total"), [("head", 3), ("layer", 6)])
+def test_choice_keeps_the_budget(share: Any, total: int):
+    log_beta = tensors(20)[3].requires_grad_()
+    kept = choice(log_beta, 16, 3, share).exp()
+    assert kept.shape == log_beta.shape
+    assert (kept[..., 16:] == 1).all()
+    sums = kept[..., :16].sum(-1) if share == "head" else kept[..., :16].sum((1, 2))
+    torch.testing.assert_close(sums, torch.full_like(sums, total))
+    # What competes cannot be raised as a whole.
+    (grad,) = torch.autograd.grad(sums.sum(), log_beta)
+    assert grad.abs().max() < 1e-6
+
+
+def test_a_hard_choice_is_the_top_of_the_faded_scores():
+    log_beta = tensors(20)[3]
+    kept = choice(log_beta, 16, 3, "head", width=1e-3).exp() > 0.5
+    scores = log_beta[..., :16] * (17 - torch.arange(16))
+    wanted = torch.zeros_like(kept).scatter(2, scores.topk(3, -1).indices, True)
+    assert torch.equal(kept[..., :16], wanted[..., :16])
+
+
+def test_choice_above_the_length_changes_nothing():
+    assert (choice(tensors(8)[3], 4, 4) == 0).all()
+
+
+def test_choice_gradients():
+    inputs = [tensors(9)[3][:1].requires_grad_()]
+    # The distance that scales the softness counts as fixed, so the step is taken along scores that keep it.
+    kept = choice(inputs[0], 6, 2, "head")
+    (grad,) = torch.autograd.grad(kept[..., 5].sum(), inputs[0])
+    assert (grad[..., 5] > 0).all()
+    assert (grad[..., :5] <= 0).all()
+
+
+def test_capacity_does_not_count_padding():
+    log_beta = tensors(6)[3]
+    real = torch.arange(6).expand(B, 6) < 4
+    padded = capacity_loss(log_beta, [1, 2], "head", real=real)
+    torch.testing.assert_close(padded, capacity_loss(log_beta[..., :4], [1, 2], "head"))
 
 
 def test_definition():
