@@ -7,7 +7,7 @@ import torch
 
 from remnant.errors import UnsupportedPolicy
 from remnant.kv.positions import rotate
-from remnant_hf.rope import rope_of
+from remnant.kv.rope import rope_of
 
 
 def turned(k: Any, by: int | Any, rope: Any) -> Any:

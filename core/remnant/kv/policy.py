@@ -151,7 +151,7 @@ class Policy:
         """`[B, H, S]` float32, higher is kept, before protection."""
         raise UnsupportedPolicy(f"policy {self.name!r} ranks nothing by itself", do="call plan()")
 
-    def share(self, seen: int, layer: int, layers: int, tokens: int) -> int:
+    def layer_share(self, seen: int, layer: int, layers: int, tokens: int) -> int:
         """Tokens per head of one layer, from lengths alone, so that a scheduler without tensors can ask as well."""
         return tokens
 

@@ -13,10 +13,10 @@ from transformers.cache_utils import CacheLayerMixin, DynamicCache, DynamicLayer
 
 from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.kv.policy import Policy, get_policy
+from remnant.kv.rope import rope_of
 from remnant.kv.view import Budget, Rope
 from remnant_hf import bridge
 from remnant_hf.layer import Ledger, RemnantLayer
-from remnant_hf.rope import rope_of
 from remnant_hf.stats import CacheStats, LayerStats
 
 __all__ = ["RemnantCache"]

@@ -126,7 +126,7 @@ class Settings:
     @property
     def by_layer(self) -> bool:
         """Whether layers have different budgets."""
-        return type(self.make()).share is not Policy.share
+        return type(self.make()).layer_share is not Policy.layer_share
 
     def stable(self, prompt_len: int, block_size: int) -> int | None:
         """Leading tokens in blocks that eviction never writes to; None when it never writes at all."""

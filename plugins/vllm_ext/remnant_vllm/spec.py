@@ -37,7 +37,7 @@ class RemnantSpec(FullAttentionSpec):
         chosen = self.remnant if asked is None else asked
         if self.layers == 1 or chosen.budget is None:
             return chosen
-        return replace(chosen, budget=chosen.make().share(prompt_len, self.layer, self.layers, chosen.budget))
+        return replace(chosen, budget=chosen.make().layer_share(prompt_len, self.layer, self.layers, chosen.budget))
 
     def live_blocks(self) -> int:
         """Most blocks that a request holds at once in mode `stream`, new tokens included."""
@@ -97,7 +97,7 @@ def _candidates(vllm_config: Any) -> list[str]:
     for name, layer in layers.items():
         if not isinstance(layer, Attention) or layer.attn_backend.get_name() != "CUSTOM":
             continue
-        if layer.sliding_window is None and str(layer.attn_type) == "decoder":
+        if layer.sliding_window is None and layer.attn_type == "decoder":
             names.append(name)
         if layer.kv_sharing_target_layer_name is not None:
             raise UnsupportedPolicy(

@@ -27,11 +27,11 @@ def rope_of(config: Any, layer_type: str = "full_attention") -> Rope:
             not described by the configuration.
     """
     kind = getattr(config, "model_type", "?")
-    parameters = getattr(config, "rope_parameters", None)
-    if isinstance(parameters, dict) and layer_type in parameters:
+    parameters: dict[str, Any] | None = getattr(config, "rope_parameters", None)
+    if parameters is not None and layer_type in parameters:
         parameters = parameters[layer_type]
-    name = parameters.get("rope_type", "default") if isinstance(parameters, dict) else None
-    if not isinstance(parameters, dict) or name not in _EXACT or kind in _INTERLEAVED:
+    name = parameters.get("rope_type", "default") if parameters is not None else None
+    if parameters is None or name not in _EXACT or kind in _INTERLEAVED:
         raise UnsupportedPolicy(
             f"model type {kind!r} rotates keys by rope_type {name!r}, which cannot be undone exactly",
             accepted=f"half-split rotations of type {', '.join(sorted(_EXACT))}",
