@@ -75,7 +75,7 @@ class Engine:
         watch: Callable[[Engine], None] | None = None,
         **sampling: Any,
     ) -> list[list[int]]:
-        """Greedy tokens per prompt, all requests at once, driven step by step."""
+        """Greedy tokens per prompt, all requests at once, driven step by step; none for an aborted one."""
         from vllm import SamplingParams
         from vllm.inputs import TokensPrompt
 
@@ -98,7 +98,7 @@ class Engine:
             if watch is not None:
                 watch(self)
         engine.step()  # an empty step hands the last requests' ids to the worker
-        return [done[i] for i in range(len(prompts))]
+        return [done.get(i, []) for i in range(len(prompts))]
 
 
 @pytest.fixture
