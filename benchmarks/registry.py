@@ -37,11 +37,13 @@ EXAMPLES = {
     "passkey-early": 8,
     "passkey-late": 8,
     "recurrence": 4,
+    "recurrence-rare": 4,
     "episodes": 6,
     "perplexity": 4,
     "tree": 6,
 }
-"""Examples per seed. An example of `recall` asks 16 questions, of `recurrence` about 60, of `episodes` 4."""
+"""Examples per seed. An example of `recall` asks 16 questions, of `recurrence` about 60, of
+`recurrence-rare` 27, of `episodes` 4."""
 ALWAYS = ("full", "window", "streaming", "random")
 
 
@@ -67,6 +69,8 @@ VARIANTS = (
     Cell("recall", "trimkv", 0.10, {"gates": "testbed", "buffer": 1}),
     Cell("recall", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
     Cell("passkey-early", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
+    Cell("recurrence-rare", "full", 1.0),
+    *(Cell("recurrence-rare", p, b) for p in ("lazyeviction", "h2o", "tova", "window") for b in (0.10, 0.25, 0.50)),
     Cell("tree", "full", 1.0),
     Cell("tree", "tim", 1.0),
     Cell("tree", "streaming", 0.1),
@@ -85,7 +89,7 @@ def cells(policies: list[str], quick: bool = False) -> Iterator[Cell]:
     from remnant.kv import get_policy
 
     names = [*ALWAYS, *(p for p in policies if p not in (*ALWAYS, "tim"))]
-    tasks = [task for task in EXAMPLES if task != "tree"]
+    tasks = [task for task in EXAMPLES if task not in ("tree", "recurrence-rare")]
     budgets = (0.10,) if quick else BUDGETS
     for task in ("passkey-early",) if quick else tasks:
         for policy in ("full", "window", "snapkv") if quick else names:

@@ -15,7 +15,16 @@ from remnant.lazy import needs
 if TYPE_CHECKING:
     from remnant.progress import Progress
 
-TASKS = ("recall", "passkey-early", "passkey-late", "recurrence", "episodes", "perplexity", "tree")
+TASKS = (
+    "recall",
+    "passkey-early",
+    "passkey-late",
+    "recurrence",
+    "episodes",
+    "recurrence-rare",
+    "perplexity",
+    "tree",
+)
 PRESETS = ("quick", "full")
 
 testbed = typer.Typer(
@@ -46,6 +55,15 @@ def train(
         return _api().train(preset, out, device, resume, seed, progress)
 
     answer(as_json, work, print_fields)
+
+
+@testbed.command()
+def export(
+    folder: Annotated[Path, typer.Argument(help="Where to write it.")],
+    as_json: Json = False,
+) -> None:
+    """Write the shipped model as an ordinary checkpoint folder, for example for 'vllm serve'."""
+    answer(as_json, lambda _: _api().export(folder), print_fields)
 
 
 @testbed.command(name="eval")

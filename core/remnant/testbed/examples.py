@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from remnant.errors import unknown
+from remnant.testbed.rare import rare
 from remnant.testbed.tasks import TASKS, Example, Filler, make_example
 from remnant.testbed.text import load_held_out
 from remnant.testbed.tokenizer import Alphabet, load_tokenizer
@@ -16,7 +17,7 @@ from remnant.testbed.tree import tree
 
 __all__ = ["NAMES", "held_out", "make_examples", "stream"]
 
-NAMES = (*TASKS, "perplexity", "tree")
+NAMES = (*TASKS, "recurrence-rare", "perplexity", "tree")
 _STRIDE = 10_000
 """Examples per seed: example i of seed s is made from s * 10,000 + i, so two seeds share none."""
 
@@ -57,6 +58,8 @@ def _make(task: str, length: int, seed: int) -> Example:
     if task == "tree":
         return tree(np.random.default_rng(seed), tokenizer, held_out(), length)
     alphabet = Alphabet.of(tokenizer)
+    if task == "recurrence-rare":
+        return rare(np.random.default_rng(seed), alphabet, held_out(), length)
     if task == "perplexity":
         return _text(seed, alphabet, length)
     return make_example(task, alphabet, held_out(), length, seed)

@@ -64,7 +64,7 @@ def final_scores(
         seed: of the examples.
         progress: called as tokens are read.
     """
-    names = [*TASKS, "perplexity"]
+    names = [*TASKS, "recurrence-rare", "perplexity"]
     scores: dict[str, Any] = {}
     for i, task in enumerate(names):
 

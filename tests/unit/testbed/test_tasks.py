@@ -36,7 +36,7 @@ def test_lengths_are_kept_and_equal(task: str, length: int):
     assert length - 64 <= len(made[0].tokens()) <= length
 
 
-@pytest.mark.parametrize("task", ["recall", "recurrence", "episodes", "tree"])
+@pytest.mark.parametrize("task", ["recall", "recurrence", "recurrence-rare", "episodes", "tree"])
 def test_answers_are_the_values_of_the_facts_in_the_context(task: str):
     for example in make_examples(task, 512, 3, 2):
         known = facts(example.context)
@@ -51,9 +51,25 @@ def test_the_probe_goes_on_with_the_answer(task: str):
         assert len(example.groups) == len(example.answers)
 
 
-def test_recurrence_never_states_a_value_again():
-    for example in make_examples("recurrence", 512, 3, 4):
+@pytest.mark.parametrize("task", ["recurrence", "recurrence-rare"])
+def test_recurrence_never_states_a_value_again(task: str):
+    for example in make_examples(task, 512, 3, 4):
         assert not np.isin(example.probe, [token for _, token in example.answers]).any()
+
+
+def test_rare_recurrence_comes_back_after_a_gap_and_hitters_never():
+    for example in make_examples("recurrence-rare", 1024, 3, 4):
+        context, probe = example.context, example.probe
+        asked = [int(probe[i]) for i, _ in example.answers]
+        rounds = [set(asked[i : i + 3]) for i in range(0, len(asked), 3)]
+        assert len(rounds) == 9
+        assert all(one == rounds[0] for one in rounds)
+        at = [i for i, _ in example.answers]
+        assert all(b - a == 64 for a, b in zip(at[2::3], at[5::3], strict=False))
+        used = context[:-1][(context[:-1] >= A.keys.start) & (context[:-1] < A.keys.stop) & (context[1:] == A.ok)]
+        assert len(used) == 3 * 16
+        assert not rounds[0] & set(used.tolist())
+        assert rounds[0] | set(used.tolist()) == set(facts(context))
 
 
 def asks(example: Example, part: np.ndarray) -> bool:
