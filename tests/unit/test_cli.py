@@ -20,6 +20,7 @@ COMMANDS = [
     ["policies"],
     ["systems"],
     ["plugins"],
+    ["plan"],
     ["bench"],
     ["train-gates"],
     ["version"],

@@ -10,6 +10,7 @@ from remnant import __version__
 from remnant.cli._output import Json, print_json
 from remnant.cli.bench import bench
 from remnant.cli.demo import demo
+from remnant.cli.plan import plan
 from remnant.cli.plugins import plugins
 from remnant.cli.policies import policies
 from remnant.cli.systems import systems
@@ -39,6 +40,7 @@ app.command()(demo)
 app.command()(policies)
 app.command()(systems)
 app.command()(plugins)
+app.command()(plan)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command(name="train-gates")(train_gates)
 app.add_typer(testbed, name="testbed")
