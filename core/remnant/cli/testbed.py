@@ -92,7 +92,13 @@ def _show_info(found: dict[str, Any]) -> None:
     scores = {k: v for k, v in found["scores"].items() if not isinstance(v, dict)}
     for name, value in found["scores"].get("baselines", {}).items():
         scores[f"perplexity of a {name} model"] = value
-    for title, fields in (("Scores with the full cache", scores), ("Provenance", found["provenance"])):
+    long = found["scores_long"]
+    sections = (
+        ("Scores with the full cache", scores),
+        (f"Scores at {long.get('length', 0):,} tokens", long),
+        ("Provenance", found["provenance"]),
+    )
+    for title, fields in sections:
         if fields:
             typer.echo(f"\n{title}")
             print_fields({f"  {name}": value for name, value in fields.items()})

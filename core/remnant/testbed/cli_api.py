@@ -11,10 +11,11 @@ from remnant.progress import Progress, silent
 from remnant.testbed.evaluate import evaluate as measure
 from remnant.testbed.examples import NAMES
 from remnant.testbed.model import WEIGHTS_FILE, testbed_config
+from remnant.testbed.model import export as export_model
 from remnant.testbed.score import write_scores
 from remnant.testbed.train import train as train_model
 
-__all__ = ["evaluate", "info", "train"]
+__all__ = ["evaluate", "export", "info", "train"]
 
 _SHOWN = ("recall_accuracy", "text")
 
@@ -41,8 +42,15 @@ def info() -> dict[str, Any]:
         "weights_bytes": WEIGHTS_FILE.stat().st_size if WEIGHTS_FILE.is_file() else 0,
         "tasks": list(NAMES),
         "scores": record.pop("scores", {}),
+        "scores_long": record.pop("scores_long", {}),
         "provenance": record,
     }
+
+
+def export(folder: Path) -> dict[str, Any]:
+    """Write the shipped model as a checkpoint folder; returns where, and what is in it."""
+    made = export_model(folder)
+    return {"folder": str(made), "files": sorted(file.name for file in made.iterdir())}
 
 
 def train(

@@ -11,7 +11,7 @@ from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariable
 
 from remnant.testbed.tokenizer import Alphabet, load_tokenizer
 
-__all__ = ["WEIGHTS_FILE", "load", "new_model", "testbed_config"]
+__all__ = ["WEIGHTS_FILE", "export", "load", "new_model", "testbed_config"]
 
 WEIGHTS_FILE = Path(__file__).with_name("model.safetensors")
 
@@ -98,3 +98,16 @@ def load(dtype: torch.dtype = torch.float32, device: str = "cpu", attn_implement
         padding_side="left",
     )
     return model.to(device=device, dtype=dtype).eval(), tokenizer
+
+
+def export(folder: Path) -> Path:
+    """Write model and tokenizer as an ordinary checkpoint folder, for servers that start from one.
+
+    Returns:
+        The folder, created if it was not there; files of the same names are replaced.
+    """
+    model, tokenizer = load()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

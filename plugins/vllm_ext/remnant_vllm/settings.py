@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -85,7 +86,8 @@ class Settings:
         """These settings as one request wants them.
 
         Args:
-            extra_args: `SamplingParams.extra_args`. Under `remnant`: `off` (bool), `budget`, and options of the policy.
+            extra_args: `SamplingParams.extra_args`. Under `remnant`: `off` (bool), `budget`, and options of the policy;
+                a mapping, or one as JSON text.
 
         Raises:
             ConfigError: a key or value is not accepted; policy and mode belong to the engine.
@@ -94,8 +96,10 @@ class Settings:
         if given is None:
             return self
         where = f"extra_args[{KEY!r}]"
+        if isinstance(given, str):  # over HTTP, `vllm_xargs` carries no mappings
+            given = _decode(given, where)
         if not isinstance(given, Mapping):
-            raise ConfigError(f"{where} is {type(given).__name__}", accepted="a mapping")
+            raise ConfigError(f"{where} is {type(given).__name__}", accepted="a mapping, or one as JSON text")
         keys = dict(cast("Mapping[str, Any]", given))
         for key in ("policy", "mode"):
             if keys.pop(key, getattr(self, key)) != getattr(self, key):
@@ -146,6 +150,13 @@ class Settings:
             return prompt_len
         unseen = max(0, prompt_len - queries_needed(self.make(), prompt_len))
         return min(stable, unseen // block_size * block_size)
+
+
+def _decode(text: str, where: str) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"{where} is not JSON: {error}", accepted='for example "{\\"budget\\": 64}"') from None
 
 
 @lru_cache(maxsize=256)

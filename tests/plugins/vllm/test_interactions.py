@@ -100,7 +100,12 @@ def test_preemption(engine: Any, checkpoints: Any, prompts: Prompts, in_hf: Hf) 
 def test_requests_choose_for_themselves(engine: Any, checkpoints: Any, prompts: Prompts, in_hf: Hf) -> None:
     """Off, another budget, other options of the policy; beside each other in one batch."""
     model, given = checkpoints("llama"), prompts(400, 400, 410, 420)
-    extra = [None, {"remnant": {"off": True}}, {"remnant": {"budget": 64}}, {"remnant": {"window": 8, "reduce": "max"}}]
+    extra = [
+        None,
+        {"remnant": {"off": True}},
+        {"remnant": '{"budget": 64}'},
+        {"remnant": {"window": 8, "reduce": "max"}},
+    ]
     wanted = [
         in_hf(model, given[0], NEW, "snapkv", kept_tokens(400, 128, BLOCK), window=32),
         in_hf(model, given[1], NEW),
@@ -123,6 +128,8 @@ def test_requests_choose_for_themselves(engine: Any, checkpoints: Any, prompts: 
         ({"mode": "stream"}, "belongs to the engine"),
         ({"off": "yes"}, "true, false"),
         (["off"], "a mapping"),
+        ("{budget: 64}", "not JSON"),
+        ('{"budget": 16}', "at least 33"),
     ],
 )
 def test_nonsense_in_a_request(given: Any, said: str, engine: Any, checkpoints: Any, prompts: Prompts) -> None:
