@@ -33,7 +33,7 @@ class Sizes:
         context: stored tokens of the full cache that decoding is compared with.
         share: the budget is `context // share`.
         steps: least decoded tokens per pair; more where a policy acts less often than that.
-        kvpress: stored tokens in the comparison with kvpress.
+        kvpress: (context, budget) of the comparison with kvpress, in tokens.
         peak: (prompt, budget, block) of the memory bound, in tokens.
     """
 
@@ -44,31 +44,35 @@ class Sizes:
     context: int
     share: int
     steps: int
-    kvpress: tuple[int, ...]
+    kvpress: tuple[int, int]
     peak: tuple[int, int, int]
 
 
-FULL = Sizes(9, (512, 4096, 16384), 16, 4096, 16384, 8, 8, (4096, 16384), (8192, 1024, 512))
-QUICK = Sizes(7, (512,), 8, 1024, 2048, 8, 4, (1024,), (2048, 512, 256))
+FULL = Sizes(9, (512, 4096, 16384), 16, 4096, 16384, 8, 8, (16384, 2048), (8192, 1024, 512))
+QUICK = Sizes(7, (512,), 8, 1024, 2048, 8, 4, (2048, 256), (2048, 512, 256))
 
 
 @dataclass(frozen=True)
 class Duel:
-    """One comparison with kvpress: the same method, acting equally often, at the same size."""
+    """One comparison with kvpress: the same method, acting equally often, on the same context with the same budget."""
 
-    name: str
     interval: int
     policy: str
-    options: tuple[tuple[str, int], ...]
-    press: str
+    options: tuple[tuple[str, int], ...] = ()
+
+    @property
+    def name(self) -> str:
+        """As `knorm every 16`."""
+        return f"{self.policy} every {self.interval}"
 
 
 KVPRESS = (
-    Duel("knorm every 1", 1, "knorm", (("slack", 0),), "knorm"),
-    Duel("knorm every 16", 16, "knorm", (("slack", 16),), "knorm"),
-    Duel("snapkv every 1", 1, "snapkv", (("window", 8), ("refresh", 1)), "snapkv"),
-    Duel("snapkv every 16", 16, "snapkv", (("window", 8), ("refresh", 16)), "snapkv"),
+    *(Duel(1, policy, (("slack", 0),)) for policy in ("knorm", "keydiff")),
+    *(Duel(1, policy) for policy in ("tova", "streaming", "random")),
+    *(Duel(n, policy, (("slack", n),)) for n in (16, 512) for policy in ("knorm", "keydiff")),
+    *(Duel(n, "snapkv", (("window", 8), ("refresh", n))) for n in (1, 16, 512)),
 )
+"""512 is the interval that kvpress takes by default."""
 
 TARGETS = {"passthrough": 1.02, "prefill": 1.05, "decode": 0.5, "kvpress": 1 / 3, "peak": 1.10}
 """Largest ratio that meets the target, ours over the other's."""

@@ -69,3 +69,19 @@ def test_the_ledger_adds_up_and_remembers_the_most():
         ledger.note(order, size)
     assert ledger.total == sum(ledger.held.values()) == 12
     assert ledger.peak == 60
+
+
+@pytest.mark.parametrize(("policy", "more"), [("knorm", {"slack": 16}), ("keydiff", {"slack": 16})])
+def test_between_two_decisions_nobody_looks_either(
+    lab: Any, policy: str, more: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+):
+    """Above the budget, but before the slack is used up."""
+    model, cache, looks = lab.model("llama"), lab.cache(lab.model("llama"), policy, 24, **more), []
+    dense = SlotStore.dense
+    monkeypatch.setattr(SlotStore, "dense", lambda self: (looks.append(self.n), dense(self))[1])
+    with torch.no_grad():
+        model(lab.ids(40), past_key_values=cache)
+        looks.clear()
+        for step in range(32):
+            model(lab.ids(1, seed=step), past_key_values=cache)
+    assert looks == [40] * 2 * len(cache.governed)

@@ -14,7 +14,7 @@ from torch import Tensor
 from remnant.errors import ConfigError, ShapeError
 from remnant.kv.view import KVView
 
-__all__ = ["Pooling", "Reduce", "attention_columns", "naive_columns", "pool", "reduce_group"]
+__all__ = ["Pooling", "Reduce", "attention_columns", "lengths", "naive_columns", "pool", "reduce_group"]
 
 Reduce = Literal["mean", "max", "sum", "any"]
 Pooling = Literal["avg", "max", "none"]
@@ -30,6 +30,12 @@ def reduce_group(x: Tensor, how: Reduce) -> Tensor:
     if how == "mean":
         return x.mean(2)
     return x.sum(2) if how == "sum" else x.amax(2)
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Euclidean norms over the last dimension, float32: `[..., D]` -> `[...]`."""
+    x = x.float()
+    return (x * x).sum(-1).sqrt()  # a product is twice as fast as `square`, to the same bits
 
 
 def pool(x: Tensor, kernel: int, how: Pooling = "avg", pad_counts: bool = False, among: Tensor | None = None) -> Tensor:
@@ -67,14 +73,20 @@ def _need_queries(view: KVView) -> Tensor:
     return view.queries
 
 
-def _logits(q: Tensor, q_pos: Tensor, view: KVView) -> Tensor:
-    """Masked float32 logits `[B, H, G, n, S]` of queries `[B, G*H, n, D]` standing at positions `[n]`."""
+def _logits(q: Tensor, first: int, view: KVView) -> Tensor:
+    """Masked float32 logits `[B, H, G, n, S]` of queries `[B, G*H, n, D]` standing at positions `first` and on."""
     b, h, s = view.shape
     grouped = q.reshape(b, h, -1, *q.shape[2:]).flatten(2, 3)
     x = torch.matmul(grouped, view.k.transpose(2, 3)).float().view(b, h, -1, q.shape[2], s) * view.scale
     if view.softcap is not None:
         x = view.softcap * torch.tanh(x / view.softcap)
-    hidden = view.positions[:, :, None, None, :] > q_pos.view(-1, 1)
+    q_pos = torch.arange(first, first + q.shape[2], device=q.device).view(-1, 1)
+    if view.valid is None and view.ordered:
+        # Slots that are newer than the first query stand at the end, and there are no more than tokens came since.
+        old = max(s - max(view.seen - 1 - first, 0), 0)
+        x[..., old:].masked_fill_(view.positions[:, :, None, None, old:] > q_pos, _NEVER)
+        return x
+    hidden = view.positions[:, :, None, None, :] > q_pos
     if view.valid is not None:
         hidden = hidden | ~view.valid[:, :, None, None, :]
     return x.masked_fill(hidden, _NEVER)
@@ -108,8 +120,7 @@ def attention_columns(view: KVView, over: Literal["sum", "max"] = "sum", block: 
     block = max(1, min(block, max(s // (4 * view.group), 4)))
     for start in range(0, w, block):
         part = q[:, :, start : start + block]
-        q_pos = torch.arange(start, start + part.shape[2], device=q.device) + (view.seen - w)
-        x = _logits(part, q_pos, view)
+        x = _logits(part, view.seen - w + start, view)
         if view.real_queries is not None:
             real = view.real_queries[:, view.real_queries.shape[1] - w :][:, start : start + part.shape[2]]
             x = x.masked_fill(~real[:, None, None, :, None], _NEVER)

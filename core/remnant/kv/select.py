@@ -88,8 +88,11 @@ def top_mask(scores: Tensor, k: Tensor | int, positions: Tensor) -> Tensor:
     counts = torch.full(scores.shape[:-1], k, device=scores.device) if isinstance(k, int) else k
     if s == 0 or int(counts.max()) == 0:
         return torch.zeros_like(scores, dtype=torch.bool)
-    top = scores.topk(int(counts.max()), dim=-1).values
-    threshold = top.gather(-1, (counts - 1).clamp(min=0).unsqueeze(-1))
+    if isinstance(k, int) and 2 * k > s:  # the k-th from above is the (s - k + 1)-th from below, which are fewer
+        threshold = scores.topk(s - k + 1, dim=-1, largest=False).values[..., -1:]
+    else:
+        top = scores.topk(int(counts.max()), dim=-1).values
+        threshold = top.gather(-1, (counts - 1).clamp(min=0).unsqueeze(-1))
     above, equal = scores > threshold, scores == threshold
     missing = (counts - above.sum(-1)).unsqueeze(-1)
     if bool((equal.sum(-1, keepdim=True) == missing).all()):

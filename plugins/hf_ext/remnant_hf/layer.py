@@ -94,7 +94,9 @@ class RemnantLayer(DynamicLayer):
         self.observes = type(policy).observe is not Policy.observe
         self.remembers = "all_queries" in policy.needs or (self.bounded and "queries" in policy.needs)
         watches = self.observes or self.remembers or "attn" in policy.needs
-        self.waits = not watches and type(policy).due is Policy.due
+        self.when = policy.when if type(policy).due is Policy.due else None
+        self.waits = not watches and self.when is not None
+        self.in_place, self.turns = policy.in_place, getattr(policy, "positions", "keep") == "rerotate"
         self.record_past = False
         super().__init__()
         self._empty()
@@ -277,7 +279,7 @@ class RemnantLayer(DynamicLayer):
             self.waits
             and self.seen > 1
             and type(store) is SlotStore
-            and store.n <= self.tokens
+            and not self._due("decode", self.decoded + 1, store.n, self.tokens)
             and not (self.holes or self.record_past or ledger.probing or ledger.prefilling)
             and (store.ordered or not self.padded)
             and k.shape[1] == self.heads
@@ -579,8 +581,18 @@ class RemnantLayer(DynamicLayer):
     def _decide(self, phase: Phase) -> None:
         if "layers" in self.policy.needs and phase != "decode":
             self._decide_jointly(phase)
-        elif self.policy.due(phase, self.decoded, self._stored(), self.tokens):
+        elif self._due(phase, self.decoded, self._stored(), self.tokens):
             self._evict(phase)
+
+    def _due(self, phase: Phase, step: int, stored: int, tokens: int) -> bool:
+        """As `Policy.due`, whose triggers are built anew at every look."""
+        if self.when is None:
+            return self.policy.due(phase, step, stored, tokens)
+        if stored > tokens:
+            for trigger in self.when:
+                if trigger.due(phase, step, stored, tokens):
+                    return True
+        return False
 
     def _decide_jointly(self, phase: Phase) -> None:
         """Leave this layer's statistic; the last layer turns them into budgets and lets every layer act."""
@@ -590,7 +602,7 @@ class RemnantLayer(DynamicLayer):
         stats = torch.stack([self.ledger.stats[i] for i in range(self.layers)])
         self.ledger.stats.clear()
         every = [*self.siblings, self]
-        if not any(self.policy.due(phase, self.decoded, layer._stored(), self.budget) for layer in every):
+        if not any(self._due(phase, self.decoded, layer._stored(), self.budget) for layer in every):
             return
         budgets = self.policy.layer_budgets(stats, self._stored(), self.budget)
         for layer, tokens in zip(every, budgets, strict=True):
@@ -602,7 +614,7 @@ class RemnantLayer(DynamicLayer):
         """Ask the policy and carry out its answer."""
         count = self.store.stored - self.tokens
         view = self._view(attn=self.row, queries=self.queries)
-        if phase == "decode" and isinstance(self.store, SlotStore) and self.policy.in_place:
+        if phase == "decode" and isinstance(self.store, SlotStore) and self.in_place:
             self.store.overwrite(self.policy.evict(view, count))
         else:
             self._apply(self.policy.plan(view, self.tokens), view)
@@ -670,7 +682,7 @@ class RemnantLayer(DynamicLayer):
 
     def _rerotate(self) -> None:
         """Close the gap behind the sinks: rotate them forward by the tokens evicted since, from an exact copy."""
-        if getattr(self.policy, "positions", "keep") != "rerotate":
+        if not self.turns:
             return
         assert self.rope is not None
         if not isinstance(self.store, SlotStore):
@@ -781,7 +793,7 @@ class RemnantLayer(DynamicLayer):
             if self.observes or "attn" in self.policy.needs:
                 self._observe_past(q[:, :, i : i + 1], count - i - 1)
             stored = self._stored() - (count - i - 1)
-            acts = acts or self.policy.due("decode", self.decoded, stored, self.tokens)
+            acts = acts or self._due("decode", self.decoded, stored, self.tokens)
         self.seen = seen
         if acts:
             self._evict("decode")

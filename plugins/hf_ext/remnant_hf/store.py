@@ -177,26 +177,24 @@ class SlotStore:
         """Keep slots `[B, H, K]` in that order, with room for `spare` more."""
         kept = indices.shape[2]
         self._store_positions()
+        # Spare room is gathered like the rest, from slot 0: one copy instead of two.
+        wanted = torch.nn.functional.pad(indices, (0, spare)) if spare else indices
         for name, x in self.buffers.items():
-            taken = _gather(x, indices)
-            if spare:
-                room = taken.new_empty(*taken.shape[:2], kept + spare, *taken.shape[3:])
-                room[:, :, :kept] = taken
-                taken = room
-            self.buffers[name] = taken
+            self.buffers[name] = _gather(x, wanted)
         self.n = kept
         self.ordered = True
 
     def overwrite(self, victims: Tensor) -> None:
         """Drop slots `[B, H, m]` by moving the survivors among the last m slots into the others' places."""
         self._store_positions()
-        m = victims.shape[2]
-        tail = self.n - m
-        source, target = (None, victims) if m == 1 else _moves(victims, tail)
+        b, h, m = victims.shape
+        tail, capacity = self.n - m, self.buffers["v"].shape[2]
+        source, target = (torch.full_like(victims, tail), victims) if m == 1 else _moves(victims, tail)
+        begin = torch.arange(0, b * h * capacity, capacity, device=victims.device).view(b, h, 1)
+        source, target = (begin + source).flatten(), (begin + target).flatten()
         for x in self.buffers.values():
-            index = target.view(*target.shape, *[1] * (x.dim() - 3)).expand(*target.shape, *x.shape[3:])
-            moved = x[:, :, tail : self.n].clone() if source is None else _gather(x, source)
-            x.scatter_(2, index, moved)
+            rows = x.view(-1, *x.shape[3:])
+            rows.index_copy_(0, target, rows.index_select(0, source))
         self.n = tail
         self.ordered = False
 

@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from remnant.kv.policy import Policy, Trigger, check, register_policy
+from remnant.kv.policy import register_policy
+from remnant.kv.score import lengths
+from remnant.kv.slack import SlackPolicy
 from remnant.kv.view import KVView
+
+_EPS = 1e-12
 
 
 @register_policy("keydiff")
 @dataclass(frozen=True)
-class KeyDiff(Policy):
+class KeyDiff(SlackPolicy):
     """Drop keys that point where most keys point; independent of queries, so a late question finds its answer.
 
     Args:
@@ -29,21 +34,13 @@ class KeyDiff(Policy):
     source: ClassVar[str] = "Park et al. 2025, arXiv 2504.15364"
     claim: ClassVar[str] = "remembers what stands out, whatever will be asked"
 
-    slack: int = 32  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    def __post_init__(self) -> None:
-        """Validate options."""
-        super().__post_init__()
-        check(self, "slack", self.slack >= 0, "an integer of at least 0")
-
-    @property
-    def when(self) -> tuple[Trigger, ...]:
-        """After every block, at the end of a prompt, and whenever `slack` tokens have gathered above the budget."""
-        return (Trigger("prefill_end"), Trigger("block"), Trigger("overflow", self.slack))
-
     def score(self, view: KVView) -> Tensor:
         """The cosine to the mean of the normalised keys, negative; its length does not matter, so a sum will do."""
-        units = F.normalize(view.k.float(), dim=-1)
+        k = view.k.float()
+        length = lengths(k).clamp(min=_EPS).unsqueeze(-1)
+        weight = 1 / length
         if view.valid is not None:
-            units = units.masked_fill(~view.valid.unsqueeze(-1), 0.0)
-        return -(units * F.normalize(units.sum(2, keepdim=True), dim=-1)).sum(-1)
+            weight = weight.masked_fill(~view.valid.unsqueeze(-1), 0.0)
+        # Two products with the keys as they lie: normalised copies of them would be most of the work.
+        mean = F.normalize(torch.matmul(weight.transpose(2, 3), k), dim=-1)
+        return -(torch.matmul(k, mean.transpose(2, 3)) / length).squeeze(-1)

@@ -7,13 +7,15 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from remnant.kv.policy import Policy, Trigger, check, register_policy
+from remnant.kv.policy import register_policy
+from remnant.kv.score import lengths
+from remnant.kv.slack import SlackPolicy
 from remnant.kv.view import KVView
 
 
 @register_policy("knorm")
 @dataclass(frozen=True)
-class Knorm(Policy):
+class Knorm(SlackPolicy):
     """Keep the keys with the lowest Euclidean norm; needs no attention at all.
 
     Args:
@@ -28,18 +30,6 @@ class Knorm(Policy):
     source: ClassVar[str] = "Devoto et al. 2024, arXiv 2406.11430"
     claim: ClassVar[str] = "a cheap guess at attention from the keys alone"
 
-    slack: int = 32  # pyright: ignore[reportIncompatibleMethodOverride]
-
-    def __post_init__(self) -> None:
-        """Validate options."""
-        super().__post_init__()
-        check(self, "slack", self.slack >= 0, "an integer of at least 0")
-
-    @property
-    def when(self) -> tuple[Trigger, ...]:
-        """After every block, at the end of a prompt, and whenever `slack` tokens have gathered above the budget."""
-        return (Trigger("prefill_end"), Trigger("block"), Trigger("overflow", self.slack))
-
     def score(self, view: KVView) -> Tensor:
         """The norm of the key, negative."""
-        return -view.k.float().square().sum(-1).sqrt()
+        return -lengths(view.k)
