@@ -11,6 +11,7 @@ from remnant_vllm.blockstore import stamp
 __all__ = ["facts", "obstacle", "one_block_size"]
 
 _PLAIN = ("FullAttentionSpec", "MLAAttentionSpec")
+_NO_CACHE = ("ngram", "ngram_gpu", "custom_class", "suffix", "medusa")
 _NOISE = ("transformers_version", "_name_or_path")
 
 
@@ -62,13 +63,11 @@ def facts(
     """
     model, cache, parallel = vllm_config.model_config, vllm_config.cache_config, vllm_config.parallel_config
     modules = vllm_config.compilation_config.static_forward_context
-    drafts = vllm_config.speculative_config
-    draft = getattr(drafts, "draft_model_config", None)
     random = vllm_config.load_config.load_format == "dummy"
     return {
         "model": _model(model),
         "seed": model.seed if random else None,
-        "draft": [getattr(drafts, "method", None), _model(draft) if draft is not None else None],
+        "draft": _draft(vllm_config.speculative_config),
         "kv": [str(cache.cache_dtype), str(model.dtype), one_block_size(kv_cache_config)],
         "layers": [[name, *rest, *_kernel(modules.get(name))] for name, *rest in layout],
         "physical": str(kv_cache_config.kv_cache_layout),
@@ -97,6 +96,14 @@ def _model(model: Any) -> dict[str, Any]:
         # These choose between two sets of frequencies by the longest request.
         "length": model.max_model_len if "longrope" in text or '"su"' in text else None,
     }
+
+
+def _draft(speculative: Any) -> dict[str, Any] | None:
+    """The draft model, if its layers are cached beside the target's; else blocks are those of an engine without it."""
+    model = getattr(speculative, "draft_model_config", None)
+    if model is None or speculative.method in _NO_CACHE:
+        return None
+    return _model(model)
 
 
 def _kernel(module: Any) -> tuple[str, str, str]:

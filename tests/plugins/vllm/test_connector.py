@@ -60,9 +60,9 @@ class Case:
         self.given = [first, second, first[:260] + rest]
 
     def expected(self) -> list[list[int]]:
-        if Case.answers is None:
-            Case.answers = self.engine(self.model).run(self.given, NEW)
-        return Case.answers
+        answers = Case.answers or self.engine(self.model).run(self.given, NEW)
+        Case.answers = answers
+        return answers
 
     def start(self, flag: Any, remnant: dict[str, Any] | None = None, **kwargs: Any) -> Any:
         return self.engine(self.model, remnant, kv_transfer_config=flag, **kwargs)
@@ -95,6 +95,22 @@ def test_a_conversation_goes_on(case: Case, tmp_path: Path) -> None:
     got = second.run([longer], NEW)
     assert cached(second, 1) == [(300 + 99) // BLOCK * BLOCK]
     assert got == case.engine(case.model).run([longer], NEW)
+
+
+def test_rejected_drafts_are_never_stored(case: Case, tmp_path: Path) -> None:
+    given = [case.given[0][:40] * 6]
+    (wanted,) = case.engine(case.model).run(given, 100)
+    drafts = {"method": "ngram", "num_speculative_tokens": 4, "prompt_lookup_max": 2, "prompt_lookup_min": 1}
+    first = case.start(store_flag(tmp_path), speculative_config=drafts)
+    assert first.run(given, 100) == [wanted]
+    counts = {metric.name: getattr(metric, "value", 0) for metric in first.llm.get_metrics()}
+    tried, taken = (counts[f"vllm:spec_decode_num_{what}_tokens"] for what in ("draft", "accepted"))
+    assert 0 < taken < tried
+    longer = [given[0] + wanted + given[0][:20]]
+    expected = case.engine(case.model).run(longer, NEW)
+    second = case.start(store_flag(tmp_path))
+    assert second.run(longer, NEW) == expected
+    assert cached(second, 1) == [(240 + 99) // BLOCK * BLOCK]
 
 
 def test_in_chunks_in_a_small_pool_and_with_a_prefix_cache(case: Case, tmp_path: Path, prompts: Any) -> None:

@@ -107,7 +107,7 @@ def test_a_bounded_cache_keeps_no_block_worth_storing(
     engine: Any, checkpoints: Any, prompts: Any, tmp_path: Path
 ) -> None:
     model, given = checkpoints("llama"), prompts(*LENGTHS)
-    settings = {"policy": "streaming", "budget": BUDGET, "mode": "stream"}
+    settings = {"policy": "tova", "budget": BUDGET, "mode": "stream"}
     wanted = engine(model, settings).run(given, NEW)
     engine(model, kv_transfer_config=store_flag(tmp_path)).run(given, NEW)
     before = len(list(tmp_path.rglob("*.kv")))
