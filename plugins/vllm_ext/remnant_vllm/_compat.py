@@ -13,7 +13,6 @@ from typing import Any
 
 from vllm import _custom_ops as ops
 from vllm.model_executor.layers.attention import Attention
-from vllm.model_executor.models.utils import extract_layer_index
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import (
     CPUAttentionBackend,
@@ -43,7 +42,7 @@ __all__ = [
     "KVCacheManager",
     "KVCacheSpecRegistry",
     "check_host",
-    "extract_layer_index",
+    "model_runner_v2",
     "ops",
     "replace_as",
     "vllm_version",
@@ -66,6 +65,16 @@ SIGNATURES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
 """What is wrapped or overridden, with the parameters that we rely on."""
 
 _MARK = "__remnant__"
+
+
+def model_runner_v2() -> tuple[type, type] | None:
+    """The second model runner, which CUDA uses, and its state of a model; None where it cannot be imported."""
+    try:
+        from vllm.v1.worker.gpu.model_runner import GPUModelRunner as Runner
+        from vllm.v1.worker.gpu.model_states.default import DefaultModelState as State
+    except ImportError:
+        return None
+    return Runner, State
 
 
 def vllm_version() -> str:

@@ -1,6 +1,6 @@
 """The worker's side of eviction: remember what the policy needs, ask it, and move the survivors together.
 
-Survivors of logical slots `[gone * size, end)` are packed into `[going * size, end)`; what comes before is empty then
+Survivors of the logical slots `[gone, end)` are packed into `[going, end)`; what comes before is empty then
 and its blocks go back to the pool. Nothing that is written later has to know.
 """
 
@@ -101,7 +101,7 @@ class Compactor:
         track = self._track(job)
         rows = slice(job.first, job.first + job.end - job.before)
         size = cache.shape[2]
-        stored = job.end - job.gone * size
+        stored = job.end - job.gone
         whole: tuple[Tensor, Tensor] | None = None
         if policy.sides or self._observes(policy, job) or job.going > job.gone:
             blocks = table[: -(-stored // size)].long()
@@ -219,7 +219,7 @@ class Compactor:
         """Ask the policy and pack the survivors behind the blocks that go."""
         size = cache.shape[2]
         stored = whole[0].shape[2]
-        left = stored - (job.going - job.gone) * size
+        left = stored - (job.going - job.gone)
         view = self._view(track, whole, track.queries, row)
         keep = policy.plan(view, left)
         _check(policy, keep, left)
@@ -242,8 +242,8 @@ class Compactor:
         The kernel let them see the whole prompt, because that was still there when the step began.
         """
         size = cache.shape[2]
-        shift = job.going - job.gone
-        count = job.after - job.going * size
+        shift = (job.going - job.gone) // size
+        count = job.after - job.going
         blocks = table[shift : shift + -(-count // size)].long()
         k, v = (x.float() for x in self.codec.read(layer, cache, blocks, count))
         new = job.after - job.end

@@ -26,7 +26,7 @@ class BuilderMixin:
         super().__init__(kv_cache_spec, layer_names, vllm_config, device, **kwargs)  # type: ignore[call-arg]
         self.remnant_shift: Shift | None = None
         if isinstance(kv_cache_spec, RemnantSpec):
-            self.remnant_shift = Shift(kv_cache_spec)
+            self.remnant_shift = Shift(kv_cache_spec, layer_names[0])
             _place(layer_names, vllm_config, kv_cache_spec)
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False, **kwargs: Any) -> Any:

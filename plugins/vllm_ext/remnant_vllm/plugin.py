@@ -11,6 +11,8 @@ __all__ = ["register"]
 
 _log = logging.getLogger("vllm.remnant")  # below vLLM's own logger, so its level and format apply
 _MARK = "__remnant__"
+_CPU = "remnant_vllm.cpu.RemnantCPUBackend"
+_CUDA = {"flash": "remnant_vllm.cuda.RemnantFlashBackend", "triton": "remnant_vllm.cuda.RemnantTritonBackend"}
 
 
 def register() -> None:
@@ -29,13 +31,11 @@ def _register() -> None:
     from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
 
-    cpu = current_platform.is_cpu()
-    path = "remnant_vllm.cpu.RemnantCPUBackend" if cpu else "remnant_vllm.cuda.RemnantFlashBackend"
+    path = _CPU if current_platform.is_cpu() else _CUDA["flash"]
     register_backend(AttentionBackendEnum.CUSTOM, path)
     platform = type(current_platform)
     _wrap(platform, "check_and_update_config", _reading_the_flag)
-    if cpu:
-        _wrap(platform, "get_attn_backend_cls", _choosing)
+    _wrap(platform, "get_attn_backend_cls", _choosing)
 
 
 def _wrap(platform: type, name: str, around: Callable[..., Any]) -> None:
@@ -65,10 +65,17 @@ def _reading_the_flag(original: Callable[..., None], vllm_config: Any, *args: An
 def _choosing(
     original: Callable[..., str], selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
 ) -> str:
-    """`CpuPlatform.get_attn_backend_cls`, which else ignores every backend but its own."""
+    """`Platform.get_attn_backend_cls`: the CPU's else ignores every backend but its own, CUDA has two to build on."""
+    from vllm.config import get_current_vllm_config_or_none
+    from vllm.platforms import current_platform
     from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     other = attn_selector_config.use_mla or attn_selector_config.use_sparse
-    if selected_backend == AttentionBackendEnum.CUSTOM and not other:
+    if selected_backend != AttentionBackendEnum.CUSTOM or other:
+        return original(selected_backend, attn_selector_config, *args, **kwargs)
+    if current_platform.is_cpu():
         return AttentionBackendEnum.CUSTOM.get_path()
-    return original(selected_backend, attn_selector_config, *args, **kwargs)
+    original(selected_backend, attn_selector_config, *args, **kwargs)  # validates it
+    config = get_current_vllm_config_or_none()
+    asked = ((config.additional_config if config is not None else None) or {}).get("remnant") or {}
+    return _CUDA.get(asked.get("base", "flash"), _CUDA["flash"])

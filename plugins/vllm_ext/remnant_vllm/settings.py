@@ -17,7 +17,7 @@ from remnant_vllm.supply import check_supply, queries_needed
 __all__ = ["Settings"]
 
 KEY = "remnant"
-_OWN = ("policy", "budget", "mode")
+_OWN = ("policy", "budget", "mode", "base")
 _PER_REQUEST = ("off", "budget")
 
 
@@ -30,12 +30,14 @@ class Settings:
         budget: tokens kept per KV head, protected ones included; None evicts nothing.
         mode: `prompt` compresses each prompt once; `stream` keeps the cache bounded while decoding too.
         options: options of the policy, as sorted pairs, so that settings can be hashed and compared.
+        base: `flash` or `triton`, the stock backend underneath on CUDA; the CPU has one only.
     """
 
     policy: str
     budget: int | None
     mode: Mode
     options: tuple[tuple[str, Any], ...] = ()
+    base: str = "flash"
 
     @staticmethod
     def parse(given: object) -> Settings:
@@ -62,7 +64,10 @@ class Settings:
         mode = keys.get("mode") or ("prompt" if _compresses_prompts(policy) else "stream")
         if mode not in ("prompt", "stream"):
             raise ConfigError(f"{where}: mode={mode!r}", accepted="prompt, stream")
-        settings = Settings(name, budget, mode, tuple(sorted(options.items())))
+        base = keys.get("base", "flash")
+        if base not in ("flash", "triton"):
+            raise ConfigError(f"{where}: base={base!r}", accepted="flash, triton")
+        settings = Settings(name, budget, mode, tuple(sorted(options.items())), base)
         settings._check(where)
         return settings
 
@@ -101,7 +106,7 @@ class Settings:
         if not isinstance(given, Mapping):
             raise ConfigError(f"{where} is {type(given).__name__}", accepted="a mapping, or one as JSON text")
         keys = dict(cast("Mapping[str, Any]", given))
-        for key in ("policy", "mode"):
+        for key in ("policy", "mode", "base"):
             if keys.pop(key, getattr(self, key)) != getattr(self, key):
                 raise ConfigError(f"{where} changes {key!r}, which belongs to the engine", accepted=getattr(self, key))
         off, budget = keys.pop("off", False), keys.pop("budget", self.budget)

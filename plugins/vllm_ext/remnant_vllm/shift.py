@@ -26,8 +26,8 @@ class Job:
         prompt_len: tokens of the prompt.
         before: tokens computed before this step.
         after: tokens computed after it.
-        gone: blocks that were gone before.
-        going: blocks that are gone after it.
+        gone: tokens whose blocks were gone before.
+        going: tokens whose blocks are gone after it.
         first: the row's first query in the batch.
     """
 
@@ -50,14 +50,18 @@ class Job:
 class Shift:
     """Turns the metadata of a step into what attention may read; one per KV cache group.
 
+    Tables are written into buffers of its own, so that their addresses never change.
+
     Args:
-        spec: of the group.
-        kernel_blocks: kernel blocks per block of the manager: the table counts the former.
+        spec: of the group as the builder sees it: its block size is the kernel's, and the table counts such blocks.
+        layer: name of a layer of the group, by which the block size of the pool is found.
     """
 
-    def __init__(self, spec: RemnantSpec, kernel_blocks: int = 1) -> None:
+    def __init__(self, spec: RemnantSpec, layer: str) -> None:
         """See the class."""
-        self.spec, self.kernel_blocks = spec, kernel_blocks
+        self.spec, self.layer = spec, layer
+        self.table: torch.Tensor | None = None
+        self.lens: torch.Tensor | None = None
 
     def __call__(self, common: Any) -> tuple[Any, list[Job]]:
         """(metadata to read by, jobs). Without eviction the metadata comes back as it is."""
@@ -65,7 +69,8 @@ class Shift:
         count = min(len(here.ids), common.num_reqs)
         if not count:
             return common, []
-        after = common.seq_lens[:count].tolist()
+        size = here.block_sizes.get(self.layer, self.spec.block_size)
+        after = _on_host(common)[:count].tolist()
         starts = common.query_start_loc_cpu[: count + 1].tolist()
         gone, jobs = [0] * common.num_reqs, []
         for row in range(count):
@@ -74,22 +79,32 @@ class Shift:
                 continue
             before = after[row] - (starts[row + 1] - starts[row])
             settings = self.spec.settings(prompt_len, settings)
-            gone[row] = settings.gone(before, prompt_len, self.spec.block_size)
-            going = settings.gone(after[row], prompt_len, self.spec.block_size)
-            if going > gone[row] or watches(settings, before, prompt_len, self.spec.block_size):
+            gone[row] = settings.gone(before, prompt_len, size) * size
+            going = settings.gone(after[row], prompt_len, size) * size
+            if going > gone[row] or watches(settings, before, prompt_len, size):
                 job = Job(row, here.ids[row], settings, prompt_len, before, after[row], gone[row], going, starts[row])
                 jobs.append(job)
         return (self._shifted(common, gone) if any(gone) else common), jobs
 
     def _shifted(self, common: Any, gone: list[int]) -> Any:
         """Rows moved left by their gone blocks, lengths shortened by the tokens these held."""
-        table = common.block_table_tensor
-        by = torch.tensor(gone, dtype=torch.int64, device=table.device)
-        at = torch.arange(table.shape[1], device=table.device) + (by * self.kernel_blocks).unsqueeze(1)
-        lens = common.seq_lens - (by * self.spec.block_size).to(common.seq_lens.dtype)
-        return common.replace(
-            block_table_tensor=table.gather(1, at.clamp(max=table.shape[1] - 1)), seq_lens=lens.contiguous()
-        )
+        table, lens = common.block_table_tensor, common.seq_lens
+        count, width = table.shape
+        if self.table is None or self.table.shape[0] < count or self.table.shape[1] != width:
+            self.table, self.lens = torch.empty_like(table), torch.empty_like(lens)
+        assert self.lens is not None
+        by = torch.tensor(gone, dtype=torch.int64).to(table.device, non_blocking=True)
+        at = torch.arange(width, device=table.device) + (by // self.spec.block_size).unsqueeze(1)
+        moved = torch.gather(table, 1, at.clamp(max=width - 1), out=self.table[:count])
+        left = torch.sub(lens, by.to(lens.dtype), out=self.lens[:count])
+        return common.replace(block_table_tensor=moved, seq_lens=left)
+
+
+def _on_host(common: Any) -> torch.Tensor:
+    """Lengths after the step without waiting for a device; exact for every row that is not an unsettled draft."""
+    if common.seq_lens.device.type == "cpu" or common.seq_lens_cpu_upper_bound is None:
+        return common.seq_lens
+    return common.seq_lens_cpu_upper_bound
 
 
 def watches(settings: Settings, before: int, prompt_len: int, block_size: int) -> bool:
