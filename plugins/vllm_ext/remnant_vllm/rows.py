@@ -101,7 +101,7 @@ def _with_rows(original: Any) -> Any:
 
 
 def _meeting(original: Any) -> Any:
-    """V2 `GPUModelRunner.add_requests`: its batch keeps neither sampling parameters nor, on the host, prompt lengths."""
+    """V2 `GPUModelRunner.add_requests`: its batch keeps neither sampling parameters nor prompt lengths."""
 
     def add_requests(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         given = _asked(self)

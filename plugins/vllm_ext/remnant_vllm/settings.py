@@ -119,7 +119,7 @@ class Settings:
         options = tuple(sorted({**dict(self.options), **keys}.items()))
         own = replace(self, budget=budget, options=options)
         own._check(where)
-        if self.mode == "stream" and self.budget is not None and (off or own.budget > self.budget):
+        if self.mode == "stream" and self.budget is not None and (off or budget > self.budget):
             raise ConfigError(
                 f"{where} asks for more than the engine's budget of {self.budget}",
                 accepted="a smaller budget: in mode 'stream' the pool is sized for the engine's own",

@@ -32,7 +32,8 @@ PROMPT_POLICIES: dict[str, dict[str, Any]] = {
 STREAM_POLICIES: dict[str, dict[str, Any]] = {
     name: options for name, options in PROMPT_POLICIES.items() if name != "expected"
 } | {"lazyeviction": {"window": 32}}
-Prompts, Hf = Callable[..., list[list[int]]], Callable[..., list[int]]
+Prompts = Callable[..., list[list[int]]]
+Hf = Callable[..., list[int]]
 
 
 def references(in_hf: Hf, model: Path, given: list[list[int]], policy: Any, budget: int = BUDGET, **kw: Any) -> Any:

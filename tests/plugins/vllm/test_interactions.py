@@ -16,7 +16,8 @@ pytestmark = pytest.mark.vllm
 
 BLOCK, BUDGET, NEW = 32, 128, 24
 SNAPKV = {"policy": "snapkv", "budget": BUDGET, "mode": "prompt", "window": 32}
-Prompts, Hf = Callable[..., list[list[int]]], Callable[..., list[int]]
+Prompts = Callable[..., list[list[int]]]
+Hf = Callable[..., list[int]]
 
 
 @pytest.fixture
