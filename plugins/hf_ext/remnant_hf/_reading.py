@@ -1,0 +1,113 @@
+"""The attention of a layer over its store: by the stock function wherever that can read it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from remnant.kv.score import reduce_group
+from remnant_hf._padding import Padding
+from remnant_hf.attention import attend_dense, attend_segments
+from remnant_hf.masks import fit
+from remnant_hf.store import ChannelStore, RaggedStore, SimulatedStore, SlotStore
+
+__all__ = ["Reading"]
+
+_QUERY_BLOCK = 128
+
+
+class Reading(Padding):
+    """The part of `RemnantLayer` that computes attention."""
+
+    def _read(
+        self,
+        inner: Callable[..., Any],
+        module: Any,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Any,
+        n: int,
+        args: Any,
+        kw: Any,
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(output, weights, decode row): by the stock function wherever it can read the store."""
+        wants_row = n == 1 and "attn" in self.policy.needs and self.seen > n and not self.ledger.prefilling
+        if isinstance(self.store, RaggedStore):
+            return self._read_ragged(q, n, wants_row)
+        masked = self.holes or (self.padded and not self.store.ordered)
+        if isinstance(self.store, SlotStore) and not wants_row and not masked:
+            out, weights = inner(module, q, k, v, fit(mask, k.shape[2], n), *args, **kw)
+            return out, weights, None
+        return self._read_own(q, k, v, n, wants_row)
+
+    def _read_own(self, q: Tensor, k: Tensor, v: Tensor, n: int, wants_row: bool) -> tuple[Tensor, None, Tensor | None]:
+        assert self.facts is not None
+        blocks = [(k, None)]
+        if isinstance(self.store, ChannelStore):
+            blocks, v = self.store.keys(), self.store.whole.get("v")
+        hidden, stored = self._hidden(), v.shape[2]
+        outs, p = [], None
+        for start in range(0, n, _QUERY_BLOCK):
+            part = q[:, :, start : start + _QUERY_BLOCK]
+            unseen = self._future(start, part.shape[2], n, stored, hidden)
+            out, p = attend_dense(part, blocks, v, unseen, self.facts)
+            outs.append(out)
+        row = None
+        if wants_row and p is not None:
+            row = self._row(p[:, :, :, 0])
+        return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)), None, row
+
+    def _row(self, p: Tensor) -> Tensor:
+        """Probabilities `[B, H, G, S]` per query head -> `[B, H, S]` over the visible slots of each KV head."""
+        if p.shape[1] != self.heads:
+            p = p.flatten(1, 2)[:, None]
+        if isinstance(self.store, SimulatedStore) and self.store.alive is not None:
+            index = self.store.alive.clamp(min=0)[:, :, None].expand(-1, -1, p.shape[2], -1)
+            p = p.gather(-1, index)
+        return reduce_group(p, self.policy.attn_reduce)
+
+    def _hidden(self) -> Tensor | None:
+        """`[B, H, S]` True on slots that nobody may read, or None."""
+        if isinstance(self.store, SimulatedStore):
+            hidden = self.store.hidden()
+            return hidden | ~self.store.all.get("valid") if self.padded else hidden
+        if not self.padded:
+            return None
+        store = self.store.whole if isinstance(self.store, ChannelStore) else self.store
+        return ~store.get("valid")
+
+    def _future(self, start: int, rows: int, n: int, stored: int, hidden: Tensor | None) -> Tensor | None:
+        """`[B, H, 1, rows, S]` True where a query must not look."""
+        blocked = None if hidden is None else hidden[:, :, None, None, :]
+        if blocked is not None and self.expanded is not None:
+            blocked = blocked.expand(-1, self.expanded[0].shape[1], -1, -1, -1)
+        if n == 1:
+            return blocked
+        ahead = torch.ones(rows, stored, dtype=torch.bool, device=self.device).triu(stored - n + start + 1)
+        return ahead[None, None, None] if blocked is None else blocked | ahead
+
+    def _read_ragged(self, q: Tensor, n: int, wants_row: bool) -> tuple[Tensor, None, Tensor | None]:
+        store, facts = self.store, self.facts
+        assert facts is not None
+        rows, heads = range(len(store.lengths)), range(len(store.lengths[0]))
+        segments = [[(store.segment("k", i, j), store.segment("v", i, j)) for j in heads] for i in rows]
+        outs, p = [], []
+        for start in range(0, n, _QUERY_BLOCK):
+            stop = min(start + _QUERY_BLOCK, n)
+            # Tokens behind this block of queries are cut off rather than masked.
+            cut = [[(k[: k.shape[0] - (n - stop)], v[: v.shape[0] - (n - stop)]) for k, v in row] for row in segments]
+            out, p = attend_segments(q[:, :, start:stop], cut, stop - start, facts)
+            outs.append(out)
+        row = None
+        if wants_row:
+            group = p[0][0].shape[0]
+            padded = q.new_zeros(len(p), len(p[0]), group, store.stored, dtype=torch.float32)
+            for i, row_p in enumerate(p):
+                for j, head in enumerate(row_p):
+                    padded[i, j, :, : head.shape[-1]] = head[:, 0]
+            row = reduce_group(padded, self.policy.attn_reduce)
+        return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)), None, row
