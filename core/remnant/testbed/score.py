@@ -17,10 +17,12 @@ from remnant.testbed.tasks import TASKS, Example
 from remnant.testbed.text import load_corpus
 from remnant.testbed.tokenizer import load_tokenizer
 
-__all__ = ["baselines", "final_scores", "load_run", "write_scores"]
+__all__ = ["baselines", "final_scores", "load_run", "long_scores", "write_scores"]
 
 _SEED = 90
 """Of the scored examples: below the benchmarks' seeds, above those that tests use."""
+_LONG = 2048
+_LONG_TASKS = ("recall", "passkey-early", "passkey-late")
 
 
 def baselines(length: int = 1024, n: int = 100, seed: int = _SEED) -> dict[str, float]:
@@ -77,6 +79,17 @@ def final_scores(
     return {**scores, "length": length, "n": n, "seed": seed}
 
 
+def long_scores(
+    model: Any = None, length: int = _LONG, n: int = 100, seed: int = _SEED, progress: Progress = silent
+) -> dict[str, Any]:
+    """Full-cache accuracy at a length that training saw for forty steps only; arguments as for `final_scores`."""
+    scores: dict[str, Any] = {}
+    for task in _LONG_TASKS:
+        found = evaluate(task, "full", 1.0, length, n, seed, progress, model=model)
+        scores[task] = round(found["accuracy"], 4)
+    return {**scores, "length": length, "n": n, "seed": seed}
+
+
 def load_run(folder: Path | str) -> Any:
     """The model that `remnant testbed train` left in a folder, in eval mode on the CPU."""
     from safetensors.torch import load_file  # pyright: ignore[reportUnknownVariableType]
@@ -90,13 +103,15 @@ def load_run(folder: Path | str) -> Any:
 
 
 def write_scores(folder: Path | str, progress: Progress = silent, n: int = 100) -> dict[str, Any]:
-    """Score the model in a folder and add `scores` to its `provenance.json`.
+    """Score the model in a folder and add `scores` and `scores_long` to its `provenance.json`.
 
     Returns:
         The whole provenance record.
     """
     path = Path(folder) / "provenance.json"
     record = json.loads(path.read_text())
-    record["scores"] = final_scores(load_run(folder), n=n, progress=progress)
+    model = load_run(folder)
+    record["scores"] = final_scores(model, n=n, progress=progress)
+    record["scores_long"] = long_scores(model, n=n, progress=progress)
     path.write_text(json.dumps(record, indent=2) + "\n")
     return record

@@ -60,7 +60,9 @@ def test_selected_in_blocks_equals_the_whole(options: dict[str, Any], cut: int):
 @pytest.mark.parametrize("options", [o for o in VARIANTS if "form" not in o], ids=lambda o: "-".join(o) or "plain")
 def test_selected_gradients(options: dict[str, Any]):
     inputs = [x[:1].detach().requires_grad_() for x in tensors(3)]
-    assert torch.autograd.gradcheck(lambda *x: selected_attention(*x, 1, **options, block=2), inputs)
+    assert torch.autograd.gradcheck(
+        lambda q, k, v, bias: selected_attention(q, k, v, bias, 1, **options, block=2), inputs
+    )
 
 
 def test_selected_without_a_key_is_without_it():

@@ -1,12 +1,15 @@
 """Training: a resumed run equals an unbroken one, and the schedule is what it says."""
 
+import json
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 
+from remnant.cli import main
 from remnant.errors import ConfigError
-from remnant.testbed import cli_api
+from remnant.testbed import cli_api, score
 from remnant.testbed.batches import Stage
 from remnant.testbed.train import PRESETS, Preset, train
 
@@ -61,3 +64,31 @@ def test_info_needs_no_weights():
     found = cli_api.info()
     assert (found["layers"], found["kv_heads"], found["context"]) == (4, 2, 4096)
     assert "tree" in found["tasks"]
+    assert {"recall", "passkey-early", "passkey-late", "length"} <= set(found["scores_long"])
+
+
+@pytest.mark.slow
+def test_the_command_trains_stops_goes_on_and_scores(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """`remnant testbed train --preset quick` to its end, with five steps and scores at 128 tokens."""
+    monkeypatch.setitem(PRESETS, "quick", Preset((Stage(5, 32, 64, 0.5),), knots=((0, 1.0), (5, 0.1))))
+    for name in ("final_scores", "long_scores"):
+        monkeypatch.setattr(score, name, partial(getattr(score, name), length=128))
+    arguments = ["testbed", "train", "--preset", "quick", "--out", str(tmp_path), "--device", "cpu", "--json"]
+
+    def stop(*_: object) -> None:
+        raise StopNow
+
+    with monkeypatch.context() as patch:
+        patch.setattr(cli_api, "write_scores", stop)
+        with pytest.raises(StopNow):
+            main(arguments)
+    weights = (tmp_path / "model.safetensors").read_bytes()
+    assert main([*arguments, "--resume"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert (tmp_path / "model.safetensors").read_bytes() == weights
+    assert record == json.loads((tmp_path / "provenance.json").read_text())
+    assert record["steps"] == 5
+    assert set(record["scores"]) >= {"recall", "recurrence-rare", "perplexity", "baselines"}
+    assert record["scores_long"]["length"] == 128
