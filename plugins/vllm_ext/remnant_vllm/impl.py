@@ -8,6 +8,7 @@ from torch import Tensor
 
 from remnant_vllm.codec import Codec
 from remnant_vllm.compact import Compactor, Place
+from remnant_vllm.report import report_once
 from remnant_vllm.rows import rows
 from remnant_vllm.shift import Shift
 from remnant_vllm.spec import RemnantSpec, governed
@@ -28,6 +29,7 @@ class BuilderMixin:
         if isinstance(kv_cache_spec, RemnantSpec):
             self.remnant_shift = Shift(kv_cache_spec, layer_names[0])
             _place(layer_names, vllm_config, kv_cache_spec)
+            report_once(vllm_config, kv_cache_spec)
 
     def build(self, common_prefix_len: int, common_attn_metadata: Any, fast_build: bool = False, **kwargs: Any) -> Any:
         """Metadata over what is still there; the jobs of the step travel with it."""

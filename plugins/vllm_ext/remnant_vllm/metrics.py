@@ -72,7 +72,7 @@ class _Place:
 
 
 class StatLogger(StatLoggerBase):
-    """`vllm.stat_logger_plugins`: Prometheus counters of one engine; inert unless the engine was asked for eviction.
+    """Prometheus counters of one engine; inert unless the engine was asked for eviction.
 
     Args:
         vllm_config: of the engine.

@@ -11,6 +11,7 @@ from typing import Any
 
 from remnant.errors import UnsupportedPolicy
 from remnant_vllm._compat import Attention, FullAttentionSpec, KVCacheSpecRegistry, replace_as, wrap_once
+from remnant_vllm.counts import live_blocks
 from remnant_vllm.settings import Settings
 
 __all__ = ["RemnantSpec", "governed", "install"]
@@ -41,8 +42,7 @@ class RemnantSpec(FullAttentionSpec):
 
     def live_blocks(self) -> int:
         """Most blocks that a request holds at once in mode `stream`, new tokens included."""
-        budget = self.remnant.budget or 0
-        return -(-(budget + self.in_flight + self.block_size) // self.block_size) + 1
+        return live_blocks(self.remnant.budget or 0, self.in_flight, self.block_size)
 
     def max_memory_usage_bytes(self, vllm_config: Any) -> int:
         """Bytes of a request of full length: what start-up insists on."""

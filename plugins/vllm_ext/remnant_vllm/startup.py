@@ -30,6 +30,9 @@ def prepare(vllm_config: Any) -> None:
     wrap_once(InputProcessor, "process_inputs", _reading_requests)
     import remnant_vllm.manager
     import remnant_vllm.spec  # noqa: F401  # registers before the first engine asks
+    from remnant_vllm.metrics import install
+
+    install()
 
     limit = vllm_config.model_config.max_model_len if vllm_config.model_config is not None else None
     if limit is not None and settings.budget is not None and settings.budget >= limit:
