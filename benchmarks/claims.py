@@ -121,13 +121,14 @@ def claims(t: Table) -> Iterator[tuple[str, str, Check]]:
         # A policy that does not compress the prompt holds a full cache here, whatever its budget.
         small = [p for p in t.policies("recall", 0.1) if t.mean("recall", p, 0.1, "kept_fraction") < 0.2]
         best = {p: t.mean("recall", p, 0.1) for p in small if p != "trimkv"}
-        # With its default slack keydiff holds 17 % more than trimkv.
-        best["keydiff"] = t.mean("recall", "keydiff", 0.1, slack=0)
-        name = max(best, key=lambda p: best[p])
+        # With its default slack keydiff holds 17 % more than trimkv in the end, so it is shown at equal bytes too.
+        best["keydiff slack=0"] = t.mean("recall", "keydiff", 0.1, slack=0)
+        first, second = sorted(best, key=lambda p: -best[p])[:2]
         trimkv = t.mean("recall", "trimkv", 0.1)
-        return f"trimkv {trimkv:.3f}, next {name} {best[name]:.3f}", trimkv >= best[name]
+        shown = f"trimkv {trimkv:.3f}, then {first} {best[first]:.3f}, {second} {best[second]:.3f}"
+        return shown, trimkv > best[first]
 
-    yield "10 % of the bytes, question-agnostic recall: trained trimkv leads", "no policy above it", trained
+    yield "10 %, question-agnostic recall: trained trimkv leads", "above every policy", trained
 
     def tree() -> tuple[str, bool]:
         kept, right = t.mean("tree", "tim", 1.0, "kept_fraction"), t.mean("tree", "tim", 1.0)
