@@ -8,20 +8,24 @@ VENV := .venv
 NEWEST := .venv-newest
 VLLM := .venv-vllm
 PIP_INSTALL := pip --disable-pip-version-check install $(if $(CI),-q --no-input)
-HF_TESTS = $(wildcard tests/plugins tests/contract)
+HF_TESTS = $(wildcard tests/plugins/test_*.py tests/contract)
 
-.PHONY: demo test test-newest lint type bench readme wheel clean
+.PHONY: demo test test-newest test-vllm lint type bench readme wheel clean
 
 demo: $(VENV)/.ok
 	$(VENV)/bin/remnant demo
 
-test: $(VENV)/.ok $(NEWEST)/.ok
+test: $(VENV)/.ok $(NEWEST)/.ok $(VLLM)/.ok
 	$(VENV)/bin/pytest
-	@$(MAKE) --no-print-directory test-newest
+	@$(MAKE) --no-print-directory test-newest test-vllm
 
 # The part that touches transformers, once more on its newest release.
 test-newest: $(NEWEST)/.ok
 	$(if $(HF_TESTS),$(NEWEST)/bin/python $(VENV)/bin/pytest $(HF_TESTS))
+
+# The part that runs in vLLM's engine.
+test-vllm: $(VLLM)/.ok
+	$(VLLM)/bin/python $(VENV)/bin/pytest tests/plugins/vllm
 
 lint: $(VENV)/.ok
 	$(VENV)/bin/ruff check .
@@ -42,7 +46,7 @@ wheel: $(VENV)/.ok
 	$(VENV)/bin/pyproject-build --outdir dist .
 
 clean:
-	rm -rf $(VENV) $(NEWEST) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(NEWEST) $(VLLM) build dist .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/.ok: pyproject.toml $(CONSTRAINTS)
 	$(PYTHON) -m venv $(VENV)
