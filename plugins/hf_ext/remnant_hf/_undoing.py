@@ -44,7 +44,17 @@ class Undoing(Deciding):
             self._decide("prefill")
 
     def activate_past_recording(self) -> None:
-        """Evict nothing until the next `crop`."""
+        """Evict nothing until the next `crop`.
+
+        Raises:
+            UnsupportedPolicy: the policy follows the text as it is written, and drafts are not yet text.
+        """
+        if "events" in self.policy.needs:
+            raise UnsupportedPolicy(
+                f"assisted generation with policy {self.policy.name!r}, which prunes by the text as it is written",
+                accepted="policies that evict by attention, keys or age",
+                do="generate without assistant_model and prompt_lookup_num_tokens",
+            )
         self.record_past = True
 
     def crop(self, tokens_to_remove: int) -> None:

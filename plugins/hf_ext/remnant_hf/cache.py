@@ -143,7 +143,12 @@ class RemnantCache(DynamicCache):
     # ---- what a user asks
 
     def stats(self) -> CacheStats:
-        """Tokens seen and stored, bytes now and at most, evictions; per layer too."""
+        """Tokens seen and stored, bytes now and at most, evictions; per layer too.
+
+        Raises:
+            UnsupportedPolicy: the last pass stored keys that its attention never showed to the policy.
+        """
+        self._finish()
         layers = tuple(_layer_stats(i, layer) for i, layer in enumerate(self.layers))
         stock = sum(s.allocated for s in layers if s.kind != "remnant")
         return CacheStats(
@@ -171,6 +176,7 @@ class RemnantCache(DynamicCache):
         if not isinstance(found, RemnantLayer):
             accepted = ", ".join(str(x.index) for x in self.governed)
             raise ConfigError(f"layer {layer} is not under policy {self.policy.name!r}", accepted=accepted or "none")
+        self._finish()
         if not found.seen:
             return torch.empty(0, 0, 0, dtype=torch.int64)
         dense = found.store.dense()
@@ -179,8 +185,15 @@ class RemnantCache(DynamicCache):
         width = int(exists.sum(-1).max())
         return key[..., :width].masked_fill(key[..., :width] == _FOREVER, -1)
 
+    def _finish(self) -> None:
+        """Whoever looks is told of an attention that did not come by, should no further pass notice it."""
+        for layer in self.governed:
+            if layer.waiting:
+                layer._missed()
+
     def tokens_until_eviction(self) -> int:
         """Tokens that may arrive before any layer evicts; a drafter must not draft past it."""
+        self._finish()
         return min((layer.tokens_until_eviction() for layer in self.governed), default=_FOREVER)
 
     @contextmanager

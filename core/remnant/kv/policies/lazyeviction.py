@@ -76,13 +76,19 @@ class LazyEviction(Policy):
     def stamps(self, view: KVView) -> tuple[Tensor, Tensor]:
         """(last, interval) `[B, H, S]` int32; a slot that no row has reached counts as active just before now."""
         last, interval = view.side["last"], view.side["interval"]
-        return torch.where(last < 0, view.seen - 1, last), interval
+        return torch.where(last < 0, self.clock(view) - 1, last), interval
+
+    def clock(self, view: KVView) -> Tensor | int:
+        """Real tokens of each row so far, `[B, 1, 1]`: padding, wherever it stands, is not time that passed."""
+        start = view.state.get("start")
+        return view.seen if start is None else view.seen - start.view(-1, 1, 1)
 
     def observe(self, view: KVView) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Stamp the slots that the newest query found active."""
         if view.attn is None:
             return {}, {}
         last, interval = self.stamps(view)
+        now = self.clock(view)
         if self.alpha is not None:
             active = view.attn >= self.alpha
         else:
@@ -91,9 +97,9 @@ class LazyEviction(Policy):
             active = (view.attn * real >= self.activity) | (view.attn >= 0.5)
         if view.valid is not None:
             active = active & view.valid
-        longest = torch.maximum(interval, view.seen - last)
+        longest = torch.maximum(interval, now - last)
         return {
-            "last": torch.where(active, view.seen, last).to(torch.int32),
+            "last": torch.where(active, now, last).to(torch.int32),
             "interval": torch.where(active, longest, interval).to(torch.int32),
         }, {}
 
@@ -109,4 +115,4 @@ class LazyEviction(Policy):
         """Recurrence; the last `window` tokens are above everything."""
         last, interval = self.stamps(view)
         newest = view.positions >= view.seen - self.window
-        return torch.where(newest, torch.inf, self.recurrence(view.seen - last, interval))
+        return torch.where(newest, torch.inf, self.recurrence(self.clock(view) - last, interval))
