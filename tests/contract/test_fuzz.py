@@ -150,7 +150,7 @@ def check_plan(keep: Keep, view: KVView, policy: Policy, tokens: int) -> None:
             assert int(real[slots].sum()) == min(int(real.sum()), len(slots)), "padding goes first"
     if not policy.when or all(t.kind == "event" for t in policy.when) or getattr(policy, "evictor", "") == "none":
         assert counts == [s] * (b * h)
-    elif policy.name != "pyramidkv":  # its layers differ; their sum is checked by the conformance suite
+    else:
         for i in range(b):
             assert sum(counts[i * h : (i + 1) * h]) <= h * tokens
         if policy.layout != "ragged":

@@ -152,7 +152,16 @@ class Policy:
         raise UnsupportedPolicy(f"policy {self.name!r} ranks nothing by itself", do="call plan()")
 
     def layer_share(self, seen: int, layer: int, layers: int, tokens: int) -> int:
-        """Tokens per head of one layer, from lengths alone, so that a scheduler without tensors can ask as well."""
+        """Tokens per head of one layer, from lengths alone, so that a scheduler without tensors can ask as well.
+
+        A host asks whenever a part of a prompt is in, and gives the answer to `due` and `plan`.
+
+        Args:
+            seen: tokens so far.
+            layer: index among the governed layers.
+            layers: number of these.
+            tokens: the configured budget; the shares of all layers must not sum to more than `layers * tokens`.
+        """
         return tokens
 
     def budget(self, view: KVView, tokens: int) -> Tensor | int:

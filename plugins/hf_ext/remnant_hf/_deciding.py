@@ -53,7 +53,10 @@ class Deciding(Observing):
     def _decide(self, phase: Phase) -> None:
         if "layers" in self.policy.needs and phase != "decode":
             self._decide_jointly(phase)
-        elif self._due(phase, self.decoded, self._stored(), self.tokens):
+            return
+        if phase != "decode":
+            self.tokens = self.policy.layer_share(self.seen, self.order, self.layers, self.budget)
+        if self._due(phase, self.decoded, self._stored(), self.tokens):
             self._evict(phase)
 
     def _due(self, phase: Phase, step: int, stored: int, tokens: int) -> bool:

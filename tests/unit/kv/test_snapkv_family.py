@@ -84,25 +84,12 @@ def test_pyramid_keeps_its_layers_share(make_view):
     counts = []
     for layer in range(4):
         view = make_view(s=80, w=4, layer=layer, layers=4)
-        keep = policy.plan(view, 20)
+        keep = policy.plan(view, policy.layer_share(80, layer, 4, 20))
         counts.append(keep.indices.shape[-1])
         assert set(range(76, 80)) <= set(lists(keep)[0][0])
     assert counts == policy.schedule(80, 4, 20)
     assert sum(counts) == 80
     assert counts == sorted(counts, reverse=True)
-
-
-def test_pyramid_compresses_a_layer_that_is_below_the_average_but_above_its_share(make_view):
-    policy = PyramidKV(window=4)
-    last = policy.schedule(80, 4, 20)[-1]
-    assert last < 15 < 20
-    assert policy.due("block", 0, 15, 20)
-    assert not policy.due("decode", 1, 15, 20)
-    assert PyramidKV(window=4, refresh=8).due("decode", 8, 15, 20)
-    view = make_view(s=15, w=4, layer=3, layers=4, positions=torch.arange(65, 80).expand(1, 2, 15), seen=80)
-    assert policy.plan(view, 20).indices.shape[-1] == last
-    short = make_view(s=18, w=4, layer=3, layers=4)
-    assert lists(policy.plan(short, 20)) == [[list(range(18))] * 2]
 
 
 def rigged(scores, window=2):

@@ -5,13 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from remnant.kv.budget import pyramid, trim
 from remnant.kv.policies.snapkv import SnapKV
-from remnant.kv.policy import Phase, check, register_policy
+from remnant.kv.policy import check, register_policy
 from remnant.kv.score import Pooling
-from remnant.kv.view import Keep, KVView
 
 
 @register_policy("pyramidkv")
@@ -47,10 +44,6 @@ class PyramidKV(SnapKV):
         super().__post_init__()
         check(self, "beta", self.beta >= 1, "an integer of at least 1")
 
-    def due(self, phase: Phase, step: int, stored: int, budget: int) -> bool:
-        """As `Policy.due`, but a layer below the average budget may still be above its own, which `plan` knows."""
-        return super().due(phase, step, max(stored, budget + 1), budget)
-
     def schedule(self, seen: int, layers: int, tokens: int) -> list[int]:
         """Tokens per head of every layer, window and sinks included; the sum is at most `layers * tokens`."""
         always = self.window + self.sinks
@@ -60,11 +53,6 @@ class PyramidKV(SnapKV):
         shares = trim(pyramid(middle, layers, seen - always, self.beta), layers * middle)
         return [share + always for share in shares]
 
-    def budget(self, view: KVView, tokens: int) -> Tensor | int:
-        """The share of this layer."""
-        return self.schedule(view.seen, view.layers, tokens)[view.layer]
-
-    def plan(self, view: KVView, tokens: int) -> Keep:
-        """As SnapKV with the layer's own budget; nothing is scored when that is not reached."""
-        own = self.budget(view, tokens)
-        return Keep.everything(view) if isinstance(own, int) and view.shape[2] <= own else super().plan(view, tokens)
+    def layer_share(self, seen: int, layer: int, layers: int, tokens: int) -> int:
+        """One entry of the schedule."""
+        return self.schedule(seen, layers, tokens)[layer]
