@@ -34,7 +34,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorProm
 from vllm.distributed.parallel_state import get_pp_group, get_tp_group
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from remnant_vllm._compat import vllm_version
+from remnant.hosts import installed_version
 from remnant_vllm.blockstore import COUNTERS, GAUGES, BlockStore, Leased, StoreOptions, fingerprint
 from remnant_vllm.connector_scheduler import LocalDesk, Move, Question, RemoteDesk, SchedulerSide
 from remnant_vllm.connector_worker import WorkerSide, caches_of
@@ -203,7 +203,7 @@ class RemnantConnector(KVConnectorBase_V1, SupportsHMA):
             self._worker.copier = copier
             return
         rank = get_pp_group().rank_in_group, get_tp_group().rank_in_group
-        name = fingerprint(facts(self._vllm_config, config, copier.layout, vllm_version(), rank))
+        name = fingerprint(facts(self._vllm_config, config, copier.layout, installed_version("vllm") or "", rank))
         store = BlockStore(self._options, name, copier.block_bytes)
         self._worker = _WORKERS[self._engine] = WorkerSide(copier, store, len(config.kv_cache_groups))
         self._rank = f"{rank[0]}.{rank[1]}"
