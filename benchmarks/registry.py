@@ -67,10 +67,13 @@ class Cell:
 VARIANTS = (
     Cell("recall", "keydiff", 0.10, {"slack": 0}),
     Cell("recall", "trimkv", 0.10, {"gates": "testbed", "buffer": 1}),
+    Cell("recall", "trimkv", 0.10, {"gates": "testbed", "buffer": 1, "recent": 4}),
     Cell("recall", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
     Cell("passkey-early", "think", 1.0, {"evictor": "none", "ratio": 0.4}),
     Cell("recurrence-rare", "full", 1.0),
     *(Cell("recurrence-rare", p, b) for p in ("lazyeviction", "h2o", "tova", "window") for b in (0.10, 0.25, 0.50)),
+    # What lazyeviction holds just before each of its decisions: its budget and 52 tokens.
+    Cell("recurrence-rare", "h2o", 0.15),
     Cell("tree", "full", 1.0),
     Cell("tree", "tim", 1.0),
     Cell("tree", "streaming", 0.1),

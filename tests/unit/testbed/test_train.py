@@ -77,7 +77,7 @@ def test_the_command_trains_stops_goes_on_and_scores(
         monkeypatch.setattr(score, name, partial(getattr(score, name), length=128))
     arguments = ["testbed", "train", "--preset", "quick", "--out", str(tmp_path), "--device", "cpu", "--json"]
 
-    def stop(*_: object) -> None:
+    def stop(*_: object, **__: object) -> None:
         raise StopNow
 
     with monkeypatch.context() as patch:
