@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -34,13 +35,13 @@ class PackedCodec:
     def read(self, layer: Any, cache: Tensor, blocks: Tensor, count: int) -> tuple[Tensor, Tensor]:
         """See `Codec.read`."""
         _, heads, size, width = cache.shape
-        places = _places(cache.dtype, size, width // 2, layer.isa)
+        orders = _orders(cache.dtype, size, width // 2, layer.isa)
         planes = cache.view(cache.shape[0], heads, 2, -1)[blocks]
         k, v = (
-            planes[:, :, i].index_select(2, place).view(len(blocks), heads, size, -1).transpose(0, 1).flatten(1, 2)
-            for i, place in enumerate(places)
+            order.tokens(planes[:, :, i], size).transpose(0, 1).reshape(heads, len(blocks) * size, -1)[:, :count]
+            for i, order in enumerate(orders)
         )
-        return k[:, :count], v[:, :count]
+        return k, v
 
     def write(self, layer: Any, cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """See `Codec.write`."""
@@ -53,9 +54,41 @@ def _reshape_and_cache(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor, isa: 
     ops.cpu_attn_reshape_and_cache(k, v, keys, values, slots, isa)
 
 
+@dataclass(frozen=True)
+class _Order:
+    """How one plane of a block is laid out.
+
+    Attributes:
+        place: flat offsets in the order (token, channel).
+        tile: tokens per tile, where tiles follow one another and each is stored channel by channel; 0 for other orders.
+        plain: tokens follow one another.
+    """
+
+    place: Tensor
+    tile: int
+    plain: bool
+
+    @staticmethod
+    def of(place: Tensor, size: int, dim: int) -> _Order:
+        for tile in (32, 16, size):
+            if size % tile == 0:
+                whole = torch.arange(size * dim).view(size // tile, dim, tile).transpose(1, 2)
+                if torch.equal(place, whole.reshape(-1)):
+                    return _Order(place, tile, False)
+        return _Order(place, 0, torch.equal(place, torch.arange(size * dim)))
+
+    def tokens(self, plane: Tensor, size: int) -> Tensor:
+        """Planes `[n, H, size * D]` -> `[n, H, size, D]`; a view where the order allows one."""
+        if self.plain:
+            return plane.unflatten(2, (size, -1))
+        if self.tile:
+            return plane.unflatten(2, (size // self.tile, -1, self.tile)).transpose(3, 4).flatten(2, 3)
+        return plane.index_select(2, self.place).unflatten(2, (size, -1))
+
+
 @functools.lru_cache
-def _places(dtype: torch.dtype, size: int, dim: int, isa: str) -> tuple[Tensor, Tensor]:
-    """Flat offsets in a block's key and value plane, in the order (token, channel)."""
+def _orders(dtype: torch.dtype, size: int, dim: int, isa: str) -> tuple[_Order, _Order]:
+    """The order of a block's key and value plane."""
 
     def seen(code: Tensor) -> tuple[Tensor, Tensor]:
         cache = torch.zeros(1, 1, size, 2 * dim, dtype=dtype)
@@ -71,7 +104,7 @@ def _places(dtype: torch.dtype, size: int, dim: int, isa: str) -> tuple[Tensor, 
     for token, channel in zip(tokens, channels, strict=True):
         place = torch.empty(size * dim, dtype=torch.int64)
         place[token * dim + channel] = torch.arange(size * dim)
-        out.append(place)
+        out.append(_Order.of(place, size, dim))
     return out[0], out[1]
 
 

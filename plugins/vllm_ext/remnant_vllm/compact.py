@@ -16,7 +16,7 @@ from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.kv import Keep, KVView, Policy, Rope
 from remnant.kv.score import attention_columns, reduce_group
 from remnant_vllm.codec import Codec
-from remnant_vllm.shift import Job
+from remnant_vllm.shift import Job, watches
 
 __all__ = ["Compactor", "Place", "Track"]
 
@@ -48,6 +48,7 @@ class Track:
 
     Attributes:
         seen: tokens that went through.
+        gone: tokens whose blocks are gone.
         positions: `[H, S]` true positions of the stored slots; None while they are `0 .. seen`.
         queries: `[1, Hq, w, D]` newest queries, or None.
         side: per-slot tensors of the policy, `[1, H, S]`.
@@ -56,6 +57,7 @@ class Track:
     """
 
     seen: int = 0
+    gone: int = 0
     positions: Tensor | None = None
     queries: Tensor | None = None
     side: dict[str, Tensor] = field(default_factory=dict[str, Tensor])
@@ -98,7 +100,7 @@ class Compactor:
                 in the same step.
         """
         policy = job.settings.make()
-        track = self._track(job)
+        track = self._track(job, watches(policy))
         rows = slice(job.first, job.first + job.end - job.before)
         size = cache.shape[2]
         stored = job.end - job.gone
@@ -119,21 +121,25 @@ class Compactor:
         if job.going > job.gone:
             assert whole is not None
             self._evict(job, track, policy, layer, cache, table, whole, row)
+            track.gone = job.going
         if job.after > job.end:
             self._read_again(job, layer, query, cache, table, out)
         if job.settings.mode == "prompt" and job.after >= job.prompt_len:
             del self.tracks[job.request]
 
-    def _track(self, job: Job) -> Track:
+    def _track(self, job: Job, watched: bool) -> Track:
+        """What is known about a request; anew when it starts, starts again, or has its first tokens from elsewhere."""
         track = self.tracks.get(job.request)
-        if track is None or track.seen != job.before:
-            # A new request, one that starts again after preemption, or one whose first tokens came from elsewhere.
-            if job.gone:
-                raise ConfigError(
-                    f"request {job.request}: layer {self.place.order} has lost track at token {job.before}",
-                    do="this is a fault of remnant; please report it with the flags in use",
-                )
-            track = self.tracks[job.request] = Track()
+        # A policy that looks at nothing has no job between two evictions: its tokens came one behind the other.
+        follows = track is not None and (track.seen == job.before or (not watched and track.seen < job.before))
+        if track is not None and follows and track.gone == job.gone:
+            return track
+        if job.gone:
+            raise ConfigError(
+                f"request {job.request}: layer {self.place.order} has lost track at token {job.before}",
+                do="this is a fault of remnant; please report it with the flags in use",
+            )
+        track = self.tracks[job.request] = Track()
         return track
 
     def _observes(self, policy: Policy, job: Job) -> bool:

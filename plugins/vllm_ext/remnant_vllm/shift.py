@@ -12,7 +12,7 @@ from remnant_vllm.rows import rows
 from remnant_vllm.settings import Settings
 from remnant_vllm.spec import RemnantSpec
 
-__all__ = ["Job", "Shift"]
+__all__ = ["Job", "Shift", "watches"]
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Shift:
             settings = self.spec.settings(prompt_len, settings)
             gone[row] = settings.gone(before, prompt_len, size) * size
             going = settings.gone(after[row], prompt_len, size) * size
-            if going > gone[row] or watches(settings, before, prompt_len, size):
+            if going > gone[row] or _learns(settings, before, prompt_len, size):
                 job = Job(row, here.ids[row], settings, prompt_len, before, after[row], gone[row], going, starts[row])
                 jobs.append(job)
         return (self._shifted(common, gone) if any(gone) else common), jobs
@@ -107,10 +107,15 @@ def _on_host(common: Any) -> torch.Tensor:
     return common.seq_lens_cpu_upper_bound
 
 
-def watches(settings: Settings, before: int, prompt_len: int, block_size: int) -> bool:
-    """Whether a step without eviction still teaches the policy something that it needs later."""
-    policy = settings.make()
-    looks = bool(policy.needs - {"rope"}) or bool(policy.sides) or type(policy).observe is not Policy.observe
+def watches(policy: Policy) -> bool:
+    """Whether a policy learns something from steps without eviction."""
+    return bool(policy.needs - {"rope"}) or bool(policy.sides) or type(policy).observe is not Policy.observe
+
+
+def _learns(settings: Settings, before: int, prompt_len: int, block_size: int) -> bool:
+    """Whether a step without eviction teaches the policy something that it needs later."""
+    if not watches(settings.make()):
+        return False
     if settings.mode == "stream":
-        return looks
-    return looks and before < prompt_len and settings.gone(prompt_len, prompt_len, block_size) > 0
+        return True
+    return before < prompt_len and settings.gone(prompt_len, prompt_len, block_size) > 0

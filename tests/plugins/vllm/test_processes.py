@@ -79,7 +79,8 @@ def server(model: Path, store: Path, log: Path) -> Iterator[tuple[str, subproces
     remnant = {"policy": "snapkv", "budget": BUDGET, "mode": "prompt", "window": 32}
     command = [
         sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", str(model),
-        "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32", "--enforce-eager", "--block-size", "32",
+        "--served-model-name", "tiny", "--host", "127.0.0.1", "--port", str(port), "--dtype", "float32",
+        "--enforce-eager", "--block-size", "32",
         "--max-model-len", "1152", "--max-num-seqs", "16", "--kv-cache-memory-bytes", str(2**26),
         "--no-enable-prefix-caching", "--attention-backend", "CUSTOM",
         "--additional-config", json.dumps({"remnant": remnant}), "--kv-transfer-config", json.dumps(transfer),
