@@ -9,6 +9,8 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from remnant.testbed.evaluate import with_defaults
+
 FOLDER = Path(__file__).resolve().parent / "results"
 CONTROLS = {"window": "0.55", "streaming": "0.4", "random": "0.7"}
 MARKERS = "osD^v<>PXph*"
@@ -21,7 +23,8 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--out", type=Path, default=FOLDER / "quality.png")
     parser.add_argument("--json", action="store_true", help="print where the chart is")
     args = parser.parse_args(arguments)
-    draw(newest([json.loads(line) for line in args.data.read_text().splitlines() if line.strip()]), args.out)
+    rows = newest([json.loads(line) for line in args.data.read_text().splitlines() if line.strip()])
+    draw(usual(rows), args.out)
     print(json.dumps({"chart": str(args.out)}) if args.json else args.out)
     return 0
 
@@ -29,6 +32,11 @@ def main(arguments: list[str]) -> int:
 def newest(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The rows of the weights that were measured last."""
     return [row for row in rows if row["weights"] == rows[-1]["weights"]]
+
+
+def usual(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The rows with default options: a line is one policy, not a mean of its variants."""
+    return [row for row in rows if row["options"] == with_defaults(row["task"], row["policy"], {})]
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:

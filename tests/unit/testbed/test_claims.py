@@ -1,4 +1,4 @@
-"""The claims of `benchmarks/claims.py` on rows made by hand, and the cells that they need."""
+"""The claims and the chart of `benchmarks/` on rows made by hand, and the cells that they need."""
 
 import sys
 from importlib import import_module
@@ -56,3 +56,8 @@ def test_every_policy_of_the_recurrence_claims_is_measured(modules: Any):
         assert (task, "full", 1.0) in cells
         for policy in ("lazyeviction", "h2o", "tova"):
             assert {(task, policy, b) for b in (0.1, 0.25, 0.5)} <= cells
+
+
+def test_the_chart_shows_no_variants(modules: Any):
+    rows = [row("recall", "keydiff", 0.9), row("recall", "keydiff", 0.8, slack=0), row("recall", "trimkv", 0.7)]
+    assert [each["accuracy"] for each in modules("plot_quality").usual(rows)] == [0.9, 0.7]
