@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from remnant.errors import ConfigError
 from remnant.testbed.tasks import Example, Filler
 from remnant.testbed.tokenizer import Alphabet
 
@@ -33,10 +34,13 @@ def rare(
         rng: the only source of chance.
         a: the tokenizer's task alphabet.
         filler: real text.
-        length: tokens of prompt and chain together, at least 256.
+        length: tokens of prompt and chain together, at least 128.
         premises: facts that the chain needs, at most 6.
         gap: tokens from one round to the next, at least 36. One that is longer than the window of a policy tells more.
         hitters: other facts; default one per 64 tokens of the length.
+
+    Raises:
+        ConfigError: not even one round fits.
     """
     hitters = max(2, length // 64) if hitters is None else hitters
     keys = rng.choice(np.arange(a.keys.start, a.keys.stop), size=premises + hitters, replace=False)
@@ -46,6 +50,8 @@ def rare(
     order: Ids = rng.permutation(np.repeat(np.arange(premises, len(keys)), _USES))
     again = [uses[int(i)] for i in order]
     context = _prompt(rng, a, filler, int(length * _PROMPT), [*facts, *again])
+    if len(context) + gap > length:
+        raise ConfigError(f"recurrence-rare in {length} tokens", accepted="at least 128 tokens")
     chain: list[Ids] = []
     answers: list[tuple[int, int]] = []
     every = _ROUND // premises

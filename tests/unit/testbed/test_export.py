@@ -2,10 +2,8 @@
 
 from pathlib import Path
 
-import pytest
-
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers", reason="pip install 'remnant[hf]'")
+import torch
+import transformers
 
 from remnant.testbed import load
 from remnant.testbed.cli_api import export

@@ -119,6 +119,9 @@ def test_unknown_task_and_too_short_tree():
         make_examples("passkey", 512, 1, 0)
     with pytest.raises(ConfigError, match="512"):
         make_examples("tree", 128, 1, 0)
+    assert make_examples("recurrence-rare", 128, 1, 0)[0].answers
+    with pytest.raises(ConfigError, match="at least 128"):
+        make_examples("recurrence-rare", 64, 1, 0)
 
 
 def test_every_training_task_can_be_evaluated():
