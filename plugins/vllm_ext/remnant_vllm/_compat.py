@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from vllm import _custom_ops as ops
+from vllm.exceptions import VLLMValidationError
 from vllm.model_executor.layers.attention import Attention
 from vllm.v1.attention.backend import CommonAttentionMetadata
 from vllm.v1.attention.backends.cpu_attn import (
@@ -40,6 +41,7 @@ __all__ = [
     "InputProcessor",
     "KVCacheManager",
     "KVCacheSpecRegistry",
+    "VLLMValidationError",
     "check_host",
     "model_runner_v2",
     "ops",

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from typing import Any
 
-from remnant.errors import ConfigError, UnsupportedPolicy
+from remnant.errors import ConfigError, RemnantError, UnsupportedPolicy
 from remnant.kv import Policy, Rope
-from remnant_vllm._compat import InputProcessor, check_host, wrap_once
+from remnant_vllm._compat import InputProcessor, VLLMValidationError, check_host, wrap_once
 from remnant_vllm.settings import Settings
 
 __all__ = ["prepare", "rope_for"]
@@ -110,25 +110,38 @@ def _connector(config: Any, settings: Settings) -> None:
         )
 
 
+class RejectedRequest(ConfigError, VLLMValidationError):
+    """A request whose options we do not accept; the server answers it with status 400 and this message."""
+
+    def __init__(self, error: RemnantError) -> None:
+        """Say what the error says."""
+        super().__init__(error.given, accepted=error.accepted, do=error.do)
+        self.parameter, self.value = "extra_args", None
+
+
 def _reading_requests(original: Any) -> Any:
     """`InputProcessor.process_inputs`: a request that asks for nonsense is refused where its sender hears it."""
 
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         asked = (getattr(params, "extra_args", None) or {}).get("remnant")
         if asked is not None:
-            given = (self.vllm_config.additional_config or {}).get("remnant")
-            if given is None:
-                raise ConfigError(
-                    "extra_args has options for remnant, which is off in this engine",
-                    do="start it with --attention-backend CUSTOM and remnant in --additional-config",
-                )
             try:
-                Settings.parse(given).for_request(params.extra_args)
-            except UnsupportedPolicy as error:
-                raise ConfigError(error.given, accepted=error.accepted, do=error.do) from error
+                _check_request(self.vllm_config, params.extra_args)
+            except RemnantError as error:
+                raise RejectedRequest(error) from error
         return original(self, request_id, prompt, params, *args, **kwargs)
 
     return process_inputs
+
+
+def _check_request(vllm_config: Any, extra_args: Any) -> None:
+    given = (vllm_config.additional_config or {}).get("remnant")
+    if given is None:
+        raise ConfigError(
+            "extra_args has options for remnant, which is off in this engine",
+            do="start it with --attention-backend CUSTOM and remnant in --additional-config",
+        )
+    Settings.parse(given).for_request(extra_args)
 
 
 def rope_for(policy: Policy, vllm_config: Any) -> Rope | None:
