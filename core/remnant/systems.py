@@ -86,7 +86,7 @@ SYSTEMS = (
     _policy(2, "ThinK", 3, "think", _HF, "recall 1.0 evictor=none"),
     _policy(3, "D2O", 4, "d2o", _HF, "perplexity 0.2"),
     _policy(4, "TRIM-KV", 5, "trimkv", _VLLM, "recall 0.1"),
-    _policy(5, "LazyEviction", 6, "lazyeviction", _HF, "recurrence 0.25"),
+    _policy(5, "LazyEviction", 6, "lazyeviction", _VLLM, "recurrence-rare 0.1"),
     _policy(6, "EpiCache", 7, "epicache", _HF, "episodes 0.2"),
     _policy(7, "TIM / TIMRUN", 8, "tim", _HF, "tree 1.0"),
     System(8, "Kinetics", "attention 1", "kv/policies/kinetics", ("HF", "CLI")),

@@ -27,6 +27,7 @@ COMMANDS = [
     ["testbed", "info"],
     ["testbed", "train"],
     ["testbed", "eval"],
+    ["testbed", "export"],
 ]
 
 

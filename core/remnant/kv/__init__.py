@@ -1,5 +1,6 @@
 """KV memory: a policy looks at a `KVView` and answers with a `Keep`; a host carries it out."""
 
+from remnant.kv.pace import paced
 from remnant.kv.policy import Policy, Side, Trigger, get_policy, list_policies, policy_class, register_policy
 from remnant.kv.select import protect, select, select_flat
 from remnant.kv.view import Budget, Keep, KVView, Merge, Rope
@@ -15,6 +16,7 @@ __all__ = [
     "Trigger",
     "get_policy",
     "list_policies",
+    "paced",
     "policy_class",
     "protect",
     "register_policy",

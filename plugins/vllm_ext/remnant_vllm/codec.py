@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from remnant_vllm._compat import ops
+from remnant_vllm._compat.engine import ops
 
 __all__ = ["Codec", "PackedCodec", "PlainCodec"]
 

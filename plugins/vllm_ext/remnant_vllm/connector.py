@@ -14,7 +14,6 @@ with sliding-window, linear or cross attention layers (`--disable-hybrid-kv-cach
 blocks, which works), for prompts given as embeddings, and for prompts that grow while they run.
 """
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import logging
@@ -23,18 +22,20 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from prometheus_client import Counter, Gauge
-from vllm.distributed.kv_transfer.kv_connector.v1.base import (
-    KVConnectorBase_V1,
-    KVConnectorMetadata,
-    KVConnectorRole,
-    KVConnectorWorkerMetadata,
-    SupportsHMA,
-)
-from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorPromMetrics, KVConnectorStats
-from vllm.distributed.parallel_state import get_pp_group, get_tp_group
-from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
 from remnant.hosts import installed_version
+from remnant_vllm._compat.connector import (
+    CacheHitSource,
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorPromMetrics,
+    KVConnectorRole,
+    KVConnectorStats,
+    KVConnectorWorkerMetadata,
+    SupportsHMA,
+    get_pp_group,
+    get_tp_group,
+)
 from remnant_vllm.blockstore import COUNTERS, GAUGES, BlockStore, Leased, StoreOptions, fingerprint
 from remnant_vllm.connector_scheduler import LocalDesk, Move, Question, RemoteDesk, SchedulerSide
 from remnant_vllm.connector_worker import WorkerSide, caches_of

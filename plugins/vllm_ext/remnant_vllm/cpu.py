@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from remnant_vllm._compat import CPUAttentionBackend, CPUAttentionBackendImpl, CPUAttentionMetadataBuilder
+from remnant_vllm._compat.engine import CPUAttentionBackend, CPUAttentionBackendImpl, CPUAttentionMetadataBuilder
 from remnant_vllm.codec import PackedCodec
 from remnant_vllm.impl import BuilderMixin, ImplMixin
 

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from typing import Any
 
-from vllm.v1.attention.backend import AttentionCGSupport
-from vllm.v1.attention.backends.flash_attn import (
+from remnant_vllm._compat.cuda import (
+    AttentionCGSupport,
     FlashAttentionBackend,
     FlashAttentionImpl,
     FlashAttentionMetadataBuilder,
-)
-from vllm.v1.attention.backends.triton_attn import (
     TritonAttentionBackend,
     TritonAttentionImpl,
     TritonAttentionMetadataBuilder,
 )
-
 from remnant_vllm.codec import PlainCodec
 from remnant_vllm.impl import BuilderMixin, ImplMixin
 from remnant_vllm.spec import RemnantSpec

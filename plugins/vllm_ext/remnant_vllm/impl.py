@@ -11,7 +11,7 @@ from remnant_vllm.compact import Compactor, Place
 from remnant_vllm.report import report_once
 from remnant_vllm.rows import rows
 from remnant_vllm.shift import Shift
-from remnant_vllm.spec import RemnantSpec, governed
+from remnant_vllm.spec import RemnantSpec, governed, peers
 from remnant_vllm.startup import rope_for
 
 __all__ = ["BuilderMixin", "ImplMixin"]
@@ -43,14 +43,13 @@ class BuilderMixin:
 
 
 def _place(layer_names: list[str], vllm_config: Any, spec: RemnantSpec) -> None:
-    names = governed(vllm_config)
     layers = vllm_config.compilation_config.static_forward_context
     rope = rope_for(spec.remnant.make(), vllm_config)
     for name in layer_names:
-        layer = layers[name]
+        layer, own = layers[name], peers(name, governed(vllm_config))
         impl = layer.impl
         softcap = getattr(impl, "logits_soft_cap", None) or None
-        place = Place(names.index(name), len(names), impl.scale, softcap, impl.sinks, rope)
+        place = Place(own.index(name), len(own), impl.scale, softcap, impl.sinks, rope)
         layer.remnant_compactor = Compactor(impl.remnant_codec, place)
 
 

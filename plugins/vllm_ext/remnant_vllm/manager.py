@@ -6,7 +6,7 @@ import math
 import sys
 from typing import Any
 
-from remnant_vllm._compat import FullAttentionManager, KVCacheManager, wrap_once
+from remnant_vllm._compat.engine import FullAttentionManager, KVCacheManager, wrap_once
 from remnant_vllm.settings import Settings
 
 __all__ = ["RemnantManager", "install"]

@@ -5,7 +5,6 @@ requests are noted where the front end keeps its own statistics of them, so that
 settings, when it happens, whether it is finished or aborted later.
 """
 
-# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import functools
@@ -15,10 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-# The one name that is needed before the user's flag is read; this process has imported it already.
-from vllm.v1.metrics.loggers import StatLoggerBase
-
 from remnant.errors import RemnantError
+from remnant_vllm._compat.engine import wrap_once
+from remnant_vllm._compat.metrics import IterationStats, OutputProcessor, StatLoggerBase, StatLoggerManager
 
 if TYPE_CHECKING:
     from remnant_vllm.settings import Settings
@@ -185,12 +183,6 @@ def install() -> None:
 
     Metrics are not worth stopping for: a vLLM whose statistics look different is told apart, with one warning.
     """
-    from vllm.v1.engine.output_processor import OutputProcessor
-    from vllm.v1.metrics.loggers import StatLoggerManager
-    from vllm.v1.metrics.stats import IterationStats
-
-    from remnant_vllm._compat import wrap_once
-
     wraps: tuple[tuple[type, str, Callable[..., Any], tuple[str, ...]], ...] = (
         (OutputProcessor, "add_request", _noting, ("request",)),
         (IterationStats, "update_from_output", _passing_on, ("output", "req_stats")),

@@ -28,8 +28,7 @@ def register() -> None:
 
 
 def _register() -> None:
-    from vllm.platforms import current_platform
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum, register_backend
+    from remnant_vllm._compat.platform import AttentionBackendEnum, current_platform, register_backend
 
     path = _CPU if current_platform.is_cpu() else _CUDA["flash"]
     register_backend(AttentionBackendEnum.CUSTOM, path)
@@ -66,9 +65,11 @@ def _choosing(
     original: Callable[..., str], selected_backend: Any, attn_selector_config: Any, *args: Any, **kwargs: Any
 ) -> str:
     """`Platform.get_attn_backend_cls`: the CPU's else ignores every backend but its own, CUDA has two to build on."""
-    from vllm.config import get_current_vllm_config_or_none
-    from vllm.platforms import current_platform
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+    from remnant_vllm._compat.platform import (
+        AttentionBackendEnum,
+        current_platform,
+        get_current_vllm_config_or_none,
+    )
 
     other = attn_selector_config.use_mla or attn_selector_config.use_sparse
     if selected_backend != AttentionBackendEnum.CUSTOM or other:

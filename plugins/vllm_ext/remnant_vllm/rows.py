@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from remnant_vllm._compat import GPUModelRunner, model_runner_v2, wrap_once
+from remnant_vllm._compat.engine import GPUModelRunner, model_runner_v2, wrap_once
 from remnant_vllm.settings import Settings
 
 __all__ = ["Rows", "install", "rows"]

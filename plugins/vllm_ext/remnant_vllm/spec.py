@@ -6,15 +6,16 @@ learns of the manager.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, replace
 from typing import Any
 
 from remnant.errors import UnsupportedPolicy
-from remnant_vllm._compat import Attention, FullAttentionSpec, KVCacheSpecRegistry, replace_as, wrap_once
+from remnant_vllm._compat.engine import Attention, FullAttentionSpec, KVCacheSpecRegistry, replace_as, wrap_once
 from remnant_vllm.counts import live_blocks
 from remnant_vllm.settings import Settings
 
-__all__ = ["RemnantSpec", "governed", "install"]
+__all__ = ["RemnantSpec", "governed", "install", "peers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +70,16 @@ def governed(vllm_config: Any) -> list[str]:
     return [name for name, layer in layers.items() if getattr(layer, "remnant_governed", False)]
 
 
+def peers(name: str, names: list[str]) -> list[str]:
+    """Those of the same model: a draft model's layers stand in the same list under a prefix of their own."""
+    return [other for other in names if _stem(other) == _stem(name)]
+
+
+def _stem(name: str) -> str:
+    """What stands in front of the layer's number."""
+    return re.split(r"\d", name, maxsplit=1)[0]
+
+
 def _specify(original: Any) -> Any:
     """`Attention.get_kv_cache_spec`: full attention on our backend becomes ours; everything else stays as it is."""
 
@@ -81,7 +92,7 @@ def _specify(original: Any) -> Any:
             return spec
         self.remnant_governed = True
         settings = Settings.parse(given)
-        names = _candidates(vllm_config)
+        names = peers(self.layer_name, _candidates(vllm_config))
         place = {}
         if settings.by_layer:
             place = {"layer": names.index(self.layer_name), "layers": len(names)}

@@ -7,7 +7,7 @@ from typing import Any
 
 from remnant.errors import ConfigError, RemnantError, UnsupportedPolicy
 from remnant.kv import Policy, Rope
-from remnant_vllm._compat import InputProcessor, VLLMValidationError, check_host, wrap_once
+from remnant_vllm._compat.engine import InputProcessor, VLLMValidationError, check_host, wrap_once
 from remnant_vllm.settings import Settings
 
 __all__ = ["prepare", "rope_for"]

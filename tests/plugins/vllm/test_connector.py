@@ -138,7 +138,7 @@ def test_a_bad_file_is_dropped_counted_and_never_used(damage: str, case: Case, t
     path = {bytes.fromhex(path.stem): path for path in files(tmp_path)}
     victim, raw = path[keys[4]], path[keys[4]].read_bytes()
     bad = {"flip": raw[:5000] + bytes([raw[5000] ^ 4]) + raw[5001:], "cut": raw[:-7], "empty": b""}
-    victim.write_bytes(bad.get(damage) if damage in bad else path[keys[5]].read_bytes())
+    victim.write_bytes(bad[damage] if damage in bad else path[keys[5]].read_bytes())
     assert first.run(case.given[:1], NEW) == expected[:1]
     assert cached(first, 1) == [4 * BLOCK]
     total = store_of(first).counts.total
@@ -167,8 +167,8 @@ def test_two_engines_share_a_folder_at_once(
     connector = state._KV_CONNECTOR_AGENT
     monkeypatch.setattr(state, "_KV_CONNECTOR_AGENT", None)
     other = _beside(case.model, store_flag(tmp_path))
+    theirs = state._KV_CONNECTOR_AGENT
     try:
-        theirs = state._KV_CONNECTOR_AGENT
         assert theirs is not connector
         state._KV_CONNECTOR_AGENT = connector
         assert one.run(case.given[:1], NEW) == expected[:1]

@@ -1,8 +1,4 @@
-"""Every name of vLLM that this plugin touches, and the check that they still are what they were.
-
-A new vLLM release should need changes here and nowhere else. Nothing imports this module before the user's flag is
-read, so a release that lacks a name breaks nobody who did not ask for us.
-"""
+"""The engine: what eviction overrides and wraps, and the check that it still is what it was."""
 
 from __future__ import annotations
 
