@@ -234,6 +234,8 @@ class Compactor:
         at = torch.arange(stored - left, stored, device=index.device)
         slots = table[at // size].long() * size + at % size
         self.codec.write(layer, cache, slots, k, v)
+        if job.settings.mode == "prompt":
+            return  # this was the only decision, and nothing is remembered behind it
         track.positions = view.positions[0].gather(1, index)
         track.side = {
             name: keep.side[name] if name in keep.side else x.gather(2, keep.indices) for name, x in track.side.items()
