@@ -1,0 +1,32 @@
+"""Whether to read the whole history, blocks of it, or what retrieval finds. Needs no torch."""
+
+from remnant.routing.classify import classify
+from remnant.routing.cost import break_even, estimate
+from remnant.routing.decision import Cost, Mode, Option, Order, RouteDecision
+from remnant.routing.reorder import chronological, reorder
+from remnant.routing.request import Budgets, Cache, Index, Model, QueryType, Request, count_tokens
+from remnant.routing.router import ContextRouter, should_escalate
+from remnant.routing.settings import Settings
+
+__all__ = [
+    "Budgets",
+    "Cache",
+    "ContextRouter",
+    "Cost",
+    "Index",
+    "Mode",
+    "Model",
+    "Option",
+    "Order",
+    "QueryType",
+    "Request",
+    "RouteDecision",
+    "Settings",
+    "break_even",
+    "chronological",
+    "classify",
+    "count_tokens",
+    "estimate",
+    "reorder",
+    "should_escalate",
+]
