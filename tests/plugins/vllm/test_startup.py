@@ -101,11 +101,11 @@ def test_context_parallel_is_refused(flag: str) -> None:
 
 
 def test_mla_is_refused() -> None:
+    from vllm.v1.attention.backends.registry import AttentionBackendEnum
+
     from remnant.errors import UnsupportedPolicy
     from remnant_vllm.settings import Settings
     from remnant_vllm.startup import _backend
-
-    from vllm.v1.attention.backends.registry import AttentionBackendEnum
 
     attention = SimpleNamespace(backend=AttentionBackendEnum.CUSTOM, backend_per_kind={})
     config = SimpleNamespace(attention_config=attention, model_config=SimpleNamespace(model="m", use_mla=True))
