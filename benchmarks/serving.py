@@ -5,6 +5,7 @@ Everything runs on the real engine with the trained testbed. Needs an environmen
     .venv-vllm/bin/python benchmarks/serving.py --out benchmarks/results/serving.jsonl
 """
 
+# pyright: reportMissingImports=false
 from __future__ import annotations
 
 import argparse

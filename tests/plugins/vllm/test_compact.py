@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -48,14 +49,14 @@ def test_survivors_stand_behind_the_blocks_that_go(name: str, n: int) -> None:
     job = Job(0, "r", settings, n, 0, n, 0, going, 0)
     compactor(job, None, q, k, v, cache, table, torch.empty_like(q))
     policy = settings.make()
-    whole = (x.transpose(0, 1).unsqueeze(0) for x in (k, v))
-    view = KVView(*whole, torch.arange(n).expand(1, H, n), n, queries=q.transpose(0, 1).unsqueeze(0))
+    keys, values = (x.transpose(0, 1).unsqueeze(0) for x in (k, v))
+    queries = q.transpose(0, 1).unsqueeze(0)
+    view = KVView(keys, values, torch.arange(n).expand(1, H, n), n, queries=queries)
     if name == "h2o":
-        side, _ = policy.observe(KVView(view.k, view.v, view.positions, n, queries=view.queries,
-                                        side={"mass": torch.zeros(1, H, n)}))  # fmt: skip
-        view = KVView(view.k, view.v, view.positions, n, queries=view.queries, side=side)
+        side, _ = policy.observe(replace(view, side={"mass": torch.zeros(1, H, n)}))
+        view = replace(view, side=side)
     elif name == "snapkv":
-        view = KVView(view.k, view.v, view.positions, n, queries=view.queries[:, :, -8:])
+        view = replace(view, queries=queries[:, :, -8:])
     keep = policy.plan(view, n - going).indices[0]
     left = table[going // KERNEL :].long()
     got_k, got_v = PlainCodec().read(None, cache, left, n - going)
