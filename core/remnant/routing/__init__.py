@@ -3,17 +3,23 @@
 from remnant.routing.classify import classify
 from remnant.routing.cost import break_even, estimate
 from remnant.routing.decision import Cost, Mode, Option, Order, RouteDecision
+from remnant.routing.extract import Answer, BlockReader, Item
+from remnant.routing.history import Conversation, blocks, history_key, read_history
 from remnant.routing.reorder import chronological, reorder
 from remnant.routing.request import Budgets, Cache, Index, Model, QueryType, Request, count_tokens
 from remnant.routing.router import ContextRouter, should_escalate
 from remnant.routing.settings import Settings
 
 __all__ = [
+    "Answer",
+    "BlockReader",
     "Budgets",
     "Cache",
     "ContextRouter",
+    "Conversation",
     "Cost",
     "Index",
+    "Item",
     "Mode",
     "Model",
     "Option",
@@ -22,11 +28,14 @@ __all__ = [
     "Request",
     "RouteDecision",
     "Settings",
+    "blocks",
     "break_even",
     "chronological",
     "classify",
     "count_tokens",
     "estimate",
+    "history_key",
+    "read_history",
     "reorder",
     "should_escalate",
 ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 from remnant.routing.accuracy import p_answerable
 from remnant.routing.cost import estimate, recent_tokens, unit_tokens
@@ -36,13 +35,6 @@ def options(request: Request, settings: Settings, kind: QueryType) -> dict[Mode,
             obstacle = over_budget(cost, request.budgets.usd, request.budgets.latency_s)
         found[mode] = Option(mode, cost, chance, max(k, 0), obstacle)
     return found
-
-
-def within(option: Option, usd: float, latency_s: float) -> Option:
-    """The option under tighter budgets."""
-    if option.obstacle or option.mode is Mode.RAG:
-        return option
-    return replace(option, obstacle=over_budget(option.cost, usd, latency_s))
 
 
 def over_budget(cost: Cost, usd: float | None, latency_s: float | None) -> str:
@@ -79,6 +71,8 @@ def _refusal(mode: Mode, request: Request, settings: Settings, cost: Cost, k: in
         return ""
     if mode is Mode.FULL and request.allow_full is False:
         return "not allowed"
+    if mode is Mode.RECENT_PLUS_RAG and request.allow_full is False and request.n_conversations <= settings.recent:
+        return f"the newest {settings.recent} conversations are the whole history, which is not allowed"
     if mode in _SEARCHES and not request.index.ready:
         return "the index is not ready"
     if k < 0:

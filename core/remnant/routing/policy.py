@@ -46,7 +46,8 @@ def preferred(
     Source: specification of Remnant's router, section 3.3, after ConvoMem (Pakhomov et al. 2025).
     """
     if where == 0:
-        first = [(Mode.FULL, f"at most {settings.low} conversations: reading everything is simply best")]
+        short = f"up to {settings.low} conversations"
+        first = [(Mode.FULL, f"{short}: reading everything is simply best"), _mixed(short, kind, settings)]
     elif where == 1:
         first = _between(kind, settings, options)
     else:
@@ -66,12 +67,15 @@ def _between(kind: QueryType, settings: Settings, options: Mapping[Mode, Option]
         chosen.append((Mode.FULL, f"{span}, and {kind.value} questions need the whole"))
     elif fair:
         chosen.append((Mode.FULL, f"{span}, and full context costs at most {settings.cost_ratio:g} times retrieval"))
+    return [*chosen, _mixed(span, kind, settings)]
+
+
+def _mixed(span: str, kind: QueryType, settings: Settings) -> tuple[Mode, str]:
+    """What comes next where the whole history cannot be had."""
     if kind in _FACTS:
-        recent = f"{span}, a fact: the newest {settings.recent} verbatim, passages of the rest"
-        chosen.append((Mode.RECENT_PLUS_RAG, recent))
-    else:
-        chosen.append((Mode.BLOCK_EXTRACT, f"{span}, {kind.value}: blocks of {settings.block} keep accuracy flat"))
-    return chosen
+        reason = f"{span}, a fact: the newest {settings.recent} verbatim, passages of the rest"
+        return Mode.RECENT_PLUS_RAG, reason
+    return Mode.BLOCK_EXTRACT, f"{span}, {kind.value}: blocks of {settings.block} keep accuracy flat"
 
 
 def _above(kind: QueryType, request: Request, settings: Settings) -> list[tuple[Mode, str]]:

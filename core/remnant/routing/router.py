@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import product
 
 from remnant.routing.classify import Classifier, classify
 from remnant.routing.decision import Cost, Mode, Option, Order, RouteDecision
-from remnant.routing.feasible import effective_conversations, options, over_budget, within
+from remnant.routing.feasible import effective_conversations, options, over_budget
 from remnant.routing.policy import preferred, zone
 from remnant.routing.request import QueryType, Request, query_type
 from remnant.routing.settings import Settings
@@ -122,18 +123,29 @@ def _choose(
     """The policy's mode, unless a tighter budget would have led to a better one."""
     ranked = preferred(where, kind, request, settings, found)
     mode, why = _first(ranked, found)
-    costs = [option.cost for option in found.values() if not option.obstacle]
     best = mode
-    for usd in sorted({0.0, *(cost.usd for cost in costs)}):
-        for latency in sorted({0.0, *(cost.latency_s for cost in costs)}):
-            tighter = {name: within(option, usd, latency) for name, option in found.items()}
-            other, _ = _first(ranked, tighter)
-            if found[other].p_answerable > found[best].p_answerable:
-                best = other
+    for usd, latency in _tighter(found):
+        fit = (name for name, _ in ranked if _fits(found[name], usd, latency))
+        other = next(fit, Mode.NONE)
+        if found[other].p_answerable > found[best].p_answerable:
+            best = other
     if best is mode:
         return mode, why
     share = f"{found[best].p_answerable:.0%} against {found[mode].p_answerable:.0%}"
     return best, f"{dict(ranked)[best]}; expected to answer more than {mode.value}, {share}"
+
+
+def _tighter(found: Mapping[Mode, Option]) -> list[tuple[float, float]]:
+    """Every pair of budgets (USD, seconds) at which the set of possible modes changes."""
+    costs = [option.cost for option in found.values() if not option.obstacle]
+    return sorted(product({0.0, *(cost.usd for cost in costs)}, {0.0, *(cost.latency_s for cost in costs)}))
+
+
+def _fits(option: Option, usd: float, latency_s: float) -> bool:
+    """Whether a mode is possible under tighter budgets; plain retrieval always remains."""
+    if option.obstacle or option.mode is Mode.RAG:
+        return not option.obstacle
+    return option.cost.usd <= usd and option.cost.latency_s <= latency_s
 
 
 def _first(ranked: Sequence[tuple[Mode, str]], found: Mapping[Mode, Option]) -> tuple[Mode, str]:

@@ -89,8 +89,10 @@ def test_over_150_full_only_if_allowed_and_cached(allow: bool | None, cached: in
     assert decide(200, allow_full=allow, cache=Cache(cached, 60)).mode is mode
 
 
-def test_full_can_be_forbidden():
+def test_full_can_be_forbidden_and_does_not_come_back_as_the_newest_conversations():
     assert decide(10, allow_full=False).mode is Mode.RAG
+    assert decide(11, allow_full=False).mode is Mode.RECENT_PLUS_RAG
+    assert decide(10, QueryType.IMPLICIT, allow_full=False).mode is Mode.BLOCK_EXTRACT
 
 
 def test_long_conversations_count_by_their_tokens():
@@ -184,7 +186,7 @@ def test_measured_tokens_route_again():
     first = router.decide(asked)
     assert first.mode is Mode.FULL
     again = router.measured(asked, 55_000, first)
-    assert again.mode is Mode.RAG
+    assert again.mode is Mode.RECENT_PLUS_RAG
     assert again.cost.longest_prompt <= 50_000
 
 
@@ -280,6 +282,7 @@ RANK = {Mode.FULL: 0, Mode.RECENT_PLUS_RAG: 1, Mode.BLOCK_EXTRACT: 1, Mode.RAG: 
 @given(requests(), NUMBERS, st.sampled_from([None, 1e-3, 0.01, 0.1]))
 def test_a_longer_history_never_moves_back_towards_full_context(asked: Request, n: int, usd: float | None):
     assume(asked.index.ready and asked.query_type is not QueryType.UNKNOWN and asked.allow_full is not True)
+    assume(asked.allow_full is None or asked.n_conversations > Settings().recent)  # below, the newest are the whole
     per = asked.history_tokens // asked.n_conversations
     unit = replace(asked.index, unit_tokens=20)
     asked = replace(asked, cache=Cache(), budgets=Budgets(usd), index=unit)
