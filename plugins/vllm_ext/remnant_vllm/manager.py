@@ -94,14 +94,17 @@ def _cut_hits(original: Any) -> Any:
         if not managers:
             return found
         limit = min(manager.reusable(request) for manager in managers)
-        _, tokens, *rest = found
-        if tokens <= limit:
-            return found
-        unit = math.lcm(*(manager.block_size for manager in self.coordinator.single_type_managers))
-        limit -= limit % unit
-        # Cutting the list would do for full attention; a sliding layer must find its window in front of the cut.
-        fewer, tokens, *_ = self.coordinator.find_longest_cache_hit(request.block_hashes, limit)
-        return (self.create_kv_cache_blocks(fewer), tokens, *rest)
+        blocks, tokens, boundary = found
+        if limit < sys.maxsize:
+            unit = math.lcm(*(manager.block_size for manager in self.coordinator.single_type_managers))
+            limit -= limit % unit
+            # Sliding layers keep their window at the boundaries that a later prompt can resume at; this is one.
+            boundary = boundary or limit
+        if tokens > limit:
+            # Cutting the list would do for full attention; a sliding layer must find its window in front of the cut.
+            fewer, tokens, *_ = self.coordinator.find_longest_cache_hit(request.block_hashes, limit)
+            blocks = self.create_kv_cache_blocks(fewer)
+        return blocks, tokens, boundary
 
     return get_computed_blocks
 

@@ -98,6 +98,39 @@ def test_preemption(engine: Any, checkpoints: Any, prompts: Prompts, in_hf: Hf) 
         assert running.free == running.pool.num_gpu_blocks - 1
 
 
+def test_preemption_in_stream_mode(engine: Any, checkpoints: Any, prompts: Prompts) -> None:
+    """Requests that start again read their own tokens as prompts: bounded as before, complete, nothing left behind."""
+    given, long = prompts(200, 180, 220, 190), 100
+    running = engine(checkpoints("llama"), {"policy": "h2o", "budget": BUDGET, "mode": "stream"})
+
+    def preempt(e: Any) -> None:
+        if e.steps in (40, 70):
+            assert e.llm.reset_prefix_cache(reset_running_requests=True)
+
+    tokens = running.run(given, long, watch=preempt)
+    assert [len(t) for t in tokens] == [long] * 4
+    assert sum(running.preemptions.values()) > 0
+    assert running.free == running.pool.num_gpu_blocks - 1
+    running.run(given[:1], 2)
+    for layer in running.runner.vllm_config.compilation_config.static_forward_context.values():
+        assert len(layer.remnant_compactor.tracks) == 1, "what ended is forgotten with the next step"
+
+
+def test_sliding_layers_with_a_prefix_cache(engine: Any, checkpoints: Any, prompts: Prompts, in_hf: Hf) -> None:
+    """A hit that is cut short must still bring the window of the sliding layers in front of the cut."""
+    (first,), (tail,) = prompts(600), prompts(250, seed=2)
+    given = [first, first, first[:400] + tail, first[:300]]
+    policy = paced(get_policy("snapkv", window=32), "prompt", BLOCK)
+    wanted = [in_hf(checkpoints("gemma3"), prompt, NEW, policy, BUDGET) for prompt in given]
+    running = engine(checkpoints("gemma3"), SNAPKV, blocks=120, enable_prefix_caching=True)
+    hits = []
+    for prompt, tokens in zip(given, wanted, strict=True):
+        assert running.run([prompt], NEW) == [tokens]
+        hits.append(running.cached["0"])
+    assert hits[0] == 0
+    assert hits[1] == (600 - BUDGET) // BLOCK * BLOCK
+
+
 def test_requests_choose_for_themselves(engine: Any, checkpoints: Any, prompts: Prompts, in_hf: Hf) -> None:
     """Off, another budget, other options of the policy; beside each other in one batch."""
     model, given = checkpoints("llama"), prompts(400, 400, 410, 420)
