@@ -1,5 +1,6 @@
 """Whether to read the whole history, blocks of it, or what retrieval finds. Needs no torch."""
 
+from remnant.routing.calibrate import Abstentions, Trial, abstention_gate, best_k, drop_weak, reliable_length
 from remnant.routing.classify import classify
 from remnant.routing.cost import break_even, estimate
 from remnant.routing.decision import Cost, Mode, Option, Order, RouteDecision
@@ -11,6 +12,7 @@ from remnant.routing.router import ContextRouter, should_escalate
 from remnant.routing.settings import Settings
 
 __all__ = [
+    "Abstentions",
     "Answer",
     "BlockReader",
     "Budgets",
@@ -28,14 +30,19 @@ __all__ = [
     "Request",
     "RouteDecision",
     "Settings",
+    "Trial",
+    "abstention_gate",
+    "best_k",
     "blocks",
     "break_even",
     "chronological",
     "classify",
     "count_tokens",
+    "drop_weak",
     "estimate",
     "history_key",
     "read_history",
+    "reliable_length",
     "reorder",
     "should_escalate",
 ]
