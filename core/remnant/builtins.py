@@ -21,6 +21,14 @@ def remnant_policies() -> Sequence[type[Any]]:
 
 
 @hookimpl
+def remnant_strategies() -> Sequence[type[Any]]:
+    """The built-in strategies of agent memory."""
+    from remnant.memory.strategies import BUILTIN
+
+    return BUILTIN
+
+
+@hookimpl
 def remnant_systems() -> Sequence[System]:
     """The published systems that Remnant implements or will implement."""
     from remnant.systems import SYSTEMS

@@ -33,7 +33,7 @@ def remnant_drafters() -> Sequence[type[Any]]:  # pyright: ignore[reportReturnTy
 
 @hookspec
 def remnant_strategies() -> Sequence[type[Any]]:  # pyright: ignore[reportReturnType]
-    """Agent-memory strategies: index_text, select, render, distil. No built-in yet."""
+    """Agent-memory strategies: classes after `remnant.memory.Strategy`: index_text, select, render, distil."""
 
 
 @hookspec

@@ -1,0 +1,133 @@
+"""Recall: candidates by words and by meaning, the strategy's choice, then the limits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import replace
+from datetime import datetime
+
+from remnant.index.hybrid import Scored, mix
+from remnant.index.words import rank, terms
+from remnant.memory.context import Ask, Context, Steps
+from remnant.memory.errors import EmbedderError, StoreError
+from remnant.memory.llm import Metered
+from remnant.memory.record import Hit, Record
+from remnant.memory.strategy import Query, within
+
+AsOf = int | float | datetime | None
+"""A change's number (an integer), a time (seconds since 1970, or a datetime), or None for now."""
+
+
+def recall_steps(
+    c: Context,
+    text: str,
+    k: int,
+    budget_tokens: int | None,
+    as_of: AsOf = None,
+    kinds: Collection[str] | None = None,
+    episode: str | None = None,
+) -> Steps[list[Hit]]:
+    """See `Memory.recall`."""
+    try:
+        hits = yield from candidates(c, text, max(50, 5 * k), as_of, kinds)
+        model = Metered(c.llm, c.costs, "select") if c.llm else None
+        query = Query(text, k, budget_tokens, c.count_tokens, model)
+        chosen = within(query, c.strategy.select(query, hits)) if hits else []
+    except StoreError as error:
+        if c.strict:
+            raise
+        c.emit("recall_failed", error=str(error))
+        return []
+    if episode is not None and chosen:
+        _note(c, [hit.id for hit in chosen], episode)
+    c.emit("recalled", ids=[hit.id for hit in chosen])
+    return chosen
+
+
+def candidates(
+    c: Context, text: str, count: int, as_of: AsOf = None, kinds: Collection[str] | None = None
+) -> Steps[list[Hit]]:
+    """The best records for a text, before any choice of the strategy's."""
+    number = _number(c, as_of)
+    if number is not None and number < c.store.latest(c.scope):
+        return _historic(c, text, count, number, _moment(c, as_of), kinds)
+    found = dict(c.store.words(c.scope, terms(text), max(200, 4 * count)))
+    moment = _moment(c, as_of)
+    wanted = count
+    while True:
+        ranked = yield from _ranked(c, text, found, wanted)
+        hits = _hits(c, ranked, count, moment, kinds)
+        if len(hits) >= count or len(ranked) < wanted or wanted > 64 * count:
+            return hits
+        wanted *= 4
+        found = dict(c.store.words(c.scope, terms(text), 4 * wanted))
+
+
+def _ranked(c: Context, text: str, words: dict[str, float], count: int) -> Steps[list[Scored]]:
+    if c.embedder is None or not c.weight or not text.strip():
+        return mix({}, words, 0.0, 0.0, 0.0)
+    try:
+        vector = (yield Ask([text], "query"))[0]
+    except EmbedderError as error:
+        if c.strict:
+            raise
+        c.emit("embed_failed", error=str(error))
+        return mix({}, words, 0.0, 0.0, 0.0)
+    found = c.scans.search(c, vector, count, list(words))
+    if found is None:
+        return mix({}, words, 0.0, 0.0, 0.0)
+    return mix({**found.best, **found.of}, words, c.weight, found.low, found.high)
+
+
+def _hits(c: Context, ranked: Sequence[Scored], count: int, moment: float, kinds: Collection[str] | None) -> list[Hit]:
+    hits: list[Hit] = []
+    for start in range(0, len(ranked), count):
+        part = ranked[start : start + count]
+        records = c.store.get(c.scope, [item.id for item in part])
+        for item in part:
+            record = records.get(item.id)
+            if record is not None and _shown(record, moment, kinds):
+                hits.append(Hit(record.id, record.content, item.score, record, item.parts))
+        if len(hits) >= count:
+            break
+    return hits[:count]
+
+
+def _historic(
+    c: Context, text: str, count: int, number: int, moment: float, kinds: Collection[str] | None
+) -> list[Hit]:
+    """The past is ranked by words only: the index holds the present."""
+    records = {r.id: r for r in c.store.snapshot(c.scope, number) if _shown(r, moment, kinds)}
+    scores = rank(terms(text), {id: c.strategy.index_text(record).words for id, record in records.items()})
+    ranked = mix({}, dict(scores), 0.0, 0.0, 0.0)[:count]
+    return [Hit(item.id, records[item.id].content, item.score, records[item.id], item.parts) for item in ranked]
+
+
+def _shown(record: Record, moment: float, kinds: Collection[str] | None) -> bool:
+    return record.status == "active" and record.valid_at(moment) and (kinds is None or record.kind in kinds)
+
+
+def _number(c: Context, as_of: AsOf) -> int | None:
+    if as_of is None or isinstance(as_of, int):
+        return as_of
+    return c.store.change_at(c.scope, as_of.timestamp() if isinstance(as_of, datetime) else as_of)
+
+
+def _moment(c: Context, as_of: AsOf) -> float:
+    if isinstance(as_of, datetime):
+        return as_of.timestamp()
+    return as_of if isinstance(as_of, float) else c.clock()
+
+
+def _note(c: Context, ids: Sequence[str], episode: str) -> None:
+    """Counting must not cost the answer."""
+    try:
+        c.store.shown(c.scope, ids, episode)
+    except StoreError as error:
+        c.emit("recall_failed", error=str(error))
+
+
+def plain_hits(c: Context, text: str, k: int) -> Steps[list[Hit]]:
+    """Candidates for a strategy that distils; nothing is counted."""
+    hits = yield from candidates(replace(c, strict=True), text, k)
+    return hits[:k]

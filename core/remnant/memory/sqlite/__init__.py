@@ -1,0 +1,49 @@
+"""The default store: one SQLite file, no server, no extension."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from remnant.errors import ConfigError
+from remnant.memory.sqlite.connection import Connections
+from remnant.memory.sqlite.erase import Erase
+from remnant.memory.sqlite.journal import Journal
+from remnant.memory.sqlite.records import Records
+
+__all__ = ["SqliteStore"]
+
+
+class SqliteStore(Records, Journal, Erase):
+    """A `RecordStore` in one file; many threads and processes of one machine may share it.
+
+    Args:
+        path: the file; `:memory:` is a temporary file that goes with the store.
+        synchronous: `NORMAL` survives `kill -9`; `FULL` also a loss of power, more slowly.
+        clock: seconds since 1970.
+
+    Raises:
+        StoreError: the file cannot be opened, or is not ours.
+    """
+
+    def __init__(
+        self, path: str | Path, *, synchronous: str = "NORMAL", clock: Callable[[], float] = time.time
+    ) -> None:
+        """See the class."""
+        self._clock = clock
+        self._temporary = tempfile.TemporaryDirectory(prefix="remnant-") if str(path) == ":memory:" else None
+        if self._temporary:
+            path = Path(self._temporary.name) / "memory.db"
+        self.path = Path(path).absolute()
+        if not self.path.parent.is_dir():
+            raise ConfigError(f"no folder {self.path.parent}", do="create it first")
+        self._files = Connections(self.path, synchronous)
+        self.backup = self._files.backup
+
+    def close(self) -> None:
+        """See `RecordStore`."""
+        self._files.close()
+        if self._temporary:
+            self._temporary.cleanup()
