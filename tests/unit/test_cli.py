@@ -21,6 +21,7 @@ COMMANDS = [
     ["systems"],
     ["plugins"],
     ["plan"],
+    ["route"],
     ["bench"],
     ["train-gates"],
     ["version"],

@@ -13,6 +13,7 @@ from remnant.cli.demo import demo
 from remnant.cli.plan import plan
 from remnant.cli.plugins import plugins
 from remnant.cli.policies import policies
+from remnant.cli.route import route
 from remnant.cli.systems import systems
 from remnant.cli.testbed import testbed
 from remnant.cli.train_gates import train_gates
@@ -41,6 +42,7 @@ app.command()(policies)
 app.command()(systems)
 app.command()(plugins)
 app.command()(plan)
+app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command(name="train-gates")(train_gates)
 app.add_typer(testbed, name="testbed")
