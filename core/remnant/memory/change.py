@@ -45,7 +45,8 @@ def apply_steps(
         records = [_cleaned(c, record, stored.get(record.id), verified) for record in after.values()]
         writes = yield from _writes(c, records, stored)
         try:
-            done = c.store.commit(c.scope, writes, actor=actor, reason=_text(c, reason), job=job)
+            undoes = (job.change or 0) if job else 0
+            done = c.store.commit(c.scope, writes, actor=actor, reason=_text(c, reason), undoes=undoes, job=job)
         except JobLost:
             raise
         except ConflictError:
@@ -65,7 +66,7 @@ def undo_steps(c: Context, number: int, actor: str) -> Steps[Version]:
         raise ConfigError(f"no change {number} in this scope", accepted="a number from `audit` or `changes`")
     stored = c.store.get(c.scope, [after.id for _, after in rows])
     for _, after in rows:
-        if stored[after.id].version != after.version:
+        if stored[after.id].meaning() != after.meaning():
             raise ConflictError(f"record {after.id!r} was changed after change {number}", do="undo the later one first")
     records = [before or replace(after, status="deleted") for before, after in rows]
     writes = yield from _writes(c, records, stored)
@@ -98,16 +99,24 @@ def embed_missing(c: Context) -> Steps[int]:
 
 
 def _taken_back(c: Context, job: Job | None) -> dict[str, Record]:
-    """What the records of a job's earlier result were before it; those changed since are left alone."""
+    """What the records of a job's earlier result were before it; those that differ by now are left alone."""
     if job is None or job.change is None:
         return {}
-    rows = c.store.changed(c.scope, job.change)
-    stored = c.store.get(c.scope, [after.id for _, after in rows])
-    return {
-        after.id: before or replace(after, status="deleted")
-        for before, after in rows
-        if after.id in stored and stored[after.id].version == after.version
-    }
+    found: dict[str, Record] = {}
+    for _, after in c.store.changed(c.scope, job.change):
+        stored = c.store.get(c.scope, [after.id]).get(after.id)
+        before = _before_rounds(c.store.versions(c.scope, after.id), job.change) or replace(after, status="deleted")
+        if stored is not None and stored.meaning() == after.meaning() != before.meaning():
+            found[after.id] = before
+    return found
+
+
+def _before_rounds(history: Sequence[tuple[Version, Record]], change: int) -> Record | None:
+    """A record before the first of the rounds of a distillation; each round takes back the one before it."""
+    at = next(i for i, (version, _) in enumerate(history) if version.number == change)
+    while at and history[at - 1][0].number == history[at][0].undoes:
+        at -= 1
+    return history[at - 1][1] if at else None
 
 
 def _cleaned(c: Context, record: Record, old: Record | None, verified: bool) -> Record:

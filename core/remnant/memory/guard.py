@@ -76,9 +76,12 @@ def render_data(hits: Sequence[Hit]) -> str:
 
 
 def _entry(record: Record, fence: str) -> str:
-    when = f" | when: {_clean(record.trigger, record, fence)}" if record.trigger else ""
+    """Every line of a record but its first is indented, so that none passes for one of ours."""
+    trigger = " ".join(_clean(record.trigger, record, fence).split())
+    when = f" | when: {trigger}" if trigger else ""
     lines = _clean(record.content, record, fence).splitlines() or [""]
     head = f"- [{record.id} | {record.kind} | from {record.trust}{when}] {lines[0]}"
+    head = " ".join(head.splitlines())
     return "\n".join([head, *(f"  {line}" for line in lines[1:])])
 
 

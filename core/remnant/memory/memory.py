@@ -180,7 +180,8 @@ class Memory(AsyncTwins):
 
         Raises:
             ConfigError: there is no such change.
-            ConflictError: a record was changed since.
+            ConflictError: a record is no longer as that change left it; a later change that was
+                itself taken back does not count.
         """
         number = change.number if isinstance(change, Version) else change
         return drive(undo_steps(self._c, number, actor), self._c.embedder)

@@ -24,7 +24,7 @@ _FORMS: tuple[tuple[str, str], ...] = (
     ("bearer token", r"(?i:(?<=\bbearer ))[\w.~+/-]{16,}=*"),
     (
         "password",
-        r"(?i:\b(?:password|passwd|pwd|secret|api[_-]?key|access[_-]?token)[\"']?\s*[=:]\s*[\"']?)([^\s\"',;]{6,})",
+        r"(?i:\b(?:password|passwd|pwd|secret|api[_-]?key|access[_-]?token)[\"']?\s*[=:]\s*[\"']?)((?!\[redacted)[^\s\"',;]{6,})",
     ),
 )
 _KNOWN = tuple((kind, re.compile(form, re.DOTALL)) for kind, form in _FORMS)
@@ -69,10 +69,10 @@ def find_secrets(text: str) -> list[Secret]:
 def redact(text: str) -> str:
     """The text with every credential replaced by what it was.
 
-    Example: redact("password: hunter22") -> "password: [secret: password]"
+    Example: redact("password: hunter22") -> "password: [redacted password]"
     """
     for secret in reversed(find_secrets(text)):
-        text = f"{text[: secret.start]}[secret: {secret.kind}]{text[secret.end :]}"
+        text = f"{text[: secret.start]}[redacted {secret.kind}]{text[secret.end :]}"
     return text
 
 
@@ -91,7 +91,7 @@ def redact_data(data: Any) -> Any:
 def _named(key: str, value: Any) -> Any:
     """A value whose key says that it is a secret is one, whatever it looks like."""
     named = re.fullmatch(r"(?i).*(password|passwd|secret|api_?key|access_?token|authorization)", key)
-    return "[secret: password]" if named and isinstance(value, str) and value else value
+    return "[redacted password]" if named and isinstance(value, str) and value else value
 
 
 def _random(token: str) -> bool:
