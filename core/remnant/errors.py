@@ -7,6 +7,8 @@ RemnantError
 ├── MissingExtra        an optional dependency is not installed; names the command that installs it
 └── HostVersionError    a host framework has a version outside the supported range
 
+Agent memory adds its own below the same base: `remnant.memory.errors`.
+
 A message says three things: what was given, what is accepted, what to do. Where a built-in error
 means the same, ours is also one of those (`ConfigError` is a `ValueError`), so that generic
 handlers keep working.
