@@ -1,7 +1,8 @@
 """The built-in strategies, one file each."""
 
 from remnant.memory.strategies.facts import Facts
+from remnant.memory.strategies.reasoningbank import ReasoningBank
 
-BUILTIN = (Facts,)
+BUILTIN = (Facts, ReasoningBank)
 
-__all__ = ["BUILTIN", "Facts"]
+__all__ = ["BUILTIN", "Facts", "ReasoningBank"]
