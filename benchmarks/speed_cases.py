@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["FULL", "KVPRESS", "QUICK", "Sizes", "options_of"]
+__all__ = ["FULL", "KVPRESS", "KV_HEADS", "QUICK", "Sizes", "options_of"]
 
-MODEL = {"layers": 2, "heads": 8, "kv_heads": 2, "head_dim": 64, "hidden": 128, "vocab": 128}
+KV_HEADS = "SPEED_KV_HEADS"
+"""Environment variable by which the workers of a comparison learn of `--kv-heads`."""
+MODEL = {
+    "layers": 2,
+    "heads": 8,
+    "kv_heads": int(os.environ.get(KV_HEADS, "2")),
+    "head_dim": 64,
+    "hidden": 128,
+    "vocab": 128,
+}
 
 SKIPPED = {
     "full": "keeps everything; it is what the others are compared with",
