@@ -12,6 +12,7 @@ from remnant.memory.sqlite.connection import Connections
 from remnant.memory.sqlite.erase import Erase
 from remnant.memory.sqlite.journal import Journal
 from remnant.memory.sqlite.records import Records
+from remnant.memory.sqlite.words import WordSearch
 
 __all__ = ["SqliteStore"]
 
@@ -40,6 +41,7 @@ class SqliteStore(Records, Journal, Erase):
         if not self.path.parent.is_dir():
             raise ConfigError(f"no folder {self.path.parent}", do="create it first")
         self._files = Connections(self.path, synchronous)
+        self._words = WordSearch()
         self.backup = self._files.backup
 
     def close(self) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import sqlite3
 import time
@@ -10,11 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
-from remnant.index.words import match_expression, rank, spread
+from remnant.index.words import rank, spread
 from remnant.memory.episode import Job
 from remnant.memory.errors import ConflictError, JobLost
-from remnant.memory.record import KEPT, Record, Utility
+from remnant.memory.record import KEPT, Record
 from remnant.memory.sqlite.connection import Connections
+from remnant.memory.sqlite.words import WordSearch, tenant
 from remnant.memory.store import Version, Write
 
 _FIELDS = "r.id, r.version, r.created_at, r.observed_at, r.data, u.retrieved, u.used, u.helped, u.harmed, u.last_used"
@@ -26,6 +26,7 @@ class Records:
     """The half of `SqliteStore` that holds records; see `RecordStore` for what each method does."""
 
     _files: Connections
+    _words: WordSearch
     _clock: Callable[[], float] = staticmethod(time.time)
 
     def get(self, scope: str, ids: Sequence[str]) -> dict[str, Record]:
@@ -184,11 +185,7 @@ class Records:
             if not self._files.fts5:
                 rows = c.execute("SELECT id, words FROM records WHERE scope = ? AND status = 'active'", (scope,))
                 return rank(terms, dict(rows.fetchall()))[:limit]
-            sql = """SELECT r.id, -w.rank FROM (SELECT rowid, rank FROM word_index WHERE word_index MATCH ?
-                     ORDER BY rank LIMIT ?) w JOIN records r ON r.number = w.rowid WHERE r.scope = ?"""
-            expression = f'tenant : "{tenant(scope)}" AND words : ({match_expression(terms)})'
-            rows = c.execute(sql, (expression, limit, scope)).fetchall()
-        return sorted(rows, key=lambda row: (-row[1], row[0]))
+            return self._words.found(c, scope, terms, limit)
 
     def vectors(self, scope: str, model: str, since: int | None = None) -> list[tuple[str, bytes | None]]:
         """See `RecordStore`."""
@@ -228,11 +225,6 @@ class Records:
         return row[0] if row else None
 
 
-def tenant(scope: str) -> str:
-    """The scope as one word of the word index; the row's own scope is compared as well."""
-    return "x" + hashlib.sha256(scope.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-
-
 def bump(c: sqlite3.Connection, scope: str) -> None:
     """Begin a new epoch: whoever holds vectors of this scope reads them all again."""
     c.execute("INSERT INTO epochs VALUES (?, 1) ON CONFLICT (scope) DO UPDATE SET epoch = epoch + 1", (scope,))
@@ -252,8 +244,8 @@ def _record(scope: str, row: tuple[Any, ...]) -> Record:
     given: dict[str, Any] = {name: value for name, value in json.loads(row[4]).items() if name not in KEPT}
     given |= {"id": row[0], "scope": scope, "version": row[1], "created_at": row[2], "observed_at": row[3]}
     names = ("retrieved", "used", "helped", "harmed", "last_used")
-    counters = {name: value or 0 for name, value in zip(names, row[5:10], strict=True)}
-    return replace(Record.from_dict(given), utility=Utility(**counters))
+    given["utility"] = {name: value or 0 for name, value in zip(names, row[5:10], strict=True)}
+    return Record.from_dict(given)
 
 
 def _marks(items: Sequence[object]) -> str:
