@@ -2,7 +2,8 @@
 
 from remnant.memory.strategies.facts import Facts
 from remnant.memory.strategies.reasoningbank import ReasoningBank
+from remnant.memory.strategies.tim import Tim
 
-BUILTIN = (Facts, ReasoningBank)
+BUILTIN = (Facts, ReasoningBank, Tim)
 
-__all__ = ["BUILTIN", "Facts", "ReasoningBank"]
+__all__ = ["BUILTIN", "Facts", "ReasoningBank", "Tim"]
