@@ -23,9 +23,9 @@ test: $(VENV)/.ok $(NEWEST)/.ok $(VLLM)/.ok
 test-newest: $(NEWEST)/.ok
 	$(if $(HF_TESTS),$(NEWEST)/bin/python $(VENV)/bin/pytest $(HF_TESTS))
 
-# The part that runs in vLLM's engine.
+# The part that runs in vLLM's engine; its import and its engines take longer than what they compute here.
 test-vllm: $(VLLM)/.ok
-	$(VLLM)/bin/python $(VENV)/bin/pytest tests/plugins/vllm
+	$(VLLM)/bin/python $(VENV)/bin/pytest -n 2 --dist loadfile tests/plugins/vllm
 
 lint: $(VENV)/.ok
 	$(VENV)/bin/ruff check .
