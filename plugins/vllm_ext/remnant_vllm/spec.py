@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any
 
 from remnant.errors import UnsupportedPolicy
@@ -39,7 +40,7 @@ class RemnantSpec(FullAttentionSpec):
         chosen = self.remnant if asked is None else asked
         if self.layers == 1 or chosen.budget is None:
             return chosen
-        return replace(chosen, budget=chosen.make().layer_share(prompt_len, self.layer, self.layers, chosen.budget))
+        return _of_layer(chosen, prompt_len, self.layer, self.layers)
 
     def live_blocks(self) -> int:
         """Most blocks that a request holds at once in mode `stream`, new tokens included."""
@@ -62,6 +63,13 @@ class RemnantSpec(FullAttentionSpec):
     def is_uniform_with_collection(self, kv_cache_specs: dict[str, Any]) -> bool:
         """Only with equals: a group has one manager, and that one counts for all of its layers."""
         return all(spec == self for spec in kv_cache_specs.values())
+
+
+@lru_cache(maxsize=4096)
+def _of_layer(chosen: Settings, prompt_len: int, layer: int, layers: int) -> Settings:
+    """Asked for every row, group and step, and the same each time."""
+    assert chosen.budget is not None
+    return replace(chosen, budget=chosen.make().layer_share(prompt_len, layer, layers, chosen.budget))
 
 
 def governed(vllm_config: Any) -> list[str]:

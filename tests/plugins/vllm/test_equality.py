@@ -42,15 +42,17 @@ def references(in_hf: Hf, model: Path, given: list[list[int]], policy: Any, budg
 
 @pytest.mark.parametrize("name", PROMPT_POLICIES)
 def test_prompt_mode(name: str, engine: Any, checkpoints: Any, prompts: Prompts, in_hf: Hf) -> None:
-    """Plain, in chunks and in a small pool: one reference for all three."""
+    """Plain, in chunks, with a prefix cache and in a small pool: one reference for all, several requests at once."""
     model, given, options = checkpoints("llama"), prompts(*LENGTHS), PROMPT_POLICIES[name]
     policy = paced(get_policy(name, **options), "prompt", BLOCK)
     wanted = references(in_hf, model, given, policy)
     assert wanted != references(in_hf, model, given, None), "the budget must bite"
     settings = {"policy": name, "budget": BUDGET, "mode": "prompt", **options}
     assert engine(model, settings).run(given, NEW) == wanted
-    chunked = engine(model, settings, max_num_batched_tokens=100, max_num_seqs=4)
-    assert chunked.run(given, NEW) == wanted
+    chunked = engine(model, settings, max_num_batched_tokens=100, max_num_seqs=4, enable_prefix_caching=True)
+    for _ in range(2):  # the second time with what the first one left in the prefix cache
+        assert chunked.run(given, NEW) == wanted
+    assert (chunked.cached["0"] > 0) == (name not in ("h2o", "expected"))
     small = engine(model, settings, blocks=26 if name != "pyramidkv" else 52, max_model_len=640)
     assert small.run(given, NEW) == wanted
     assert small.free == small.pool.num_gpu_blocks - 1

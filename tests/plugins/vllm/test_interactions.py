@@ -265,4 +265,6 @@ def test_refused_at_the_start(
     """Both sides are named, and nothing has started."""
     with pytest.raises(Exception, match=said) as caught:
         engine(checkpoints("llama"), remnant, **flags)
-    assert error.__name__ in repr(caught.value) or isinstance(caught.value, error) or said in str(caught.value)
+    # What is a ValueError arrives as the error of vLLM's own validation, with our message in it.
+    wrapped = error is ConfigError and type(caught.value).__name__ == "ValidationError"
+    assert isinstance(caught.value, error) or wrapped
