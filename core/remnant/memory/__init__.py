@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         EmbedderError,
         JobLost,
         ModelError,
+        RolloutsFailed,
         ScriptError,
         StoreError,
         StructuredError,
@@ -41,6 +42,8 @@ if TYPE_CHECKING:
     from remnant.memory.models import HashEmbedder, OpenAIChatModel, ScriptedChatModel
     from remnant.memory.ops import Add, Forget, Merge, Op, Update
     from remnant.memory.record import Hit, Provenance, Record, Utility
+    from remnant.memory.rollouts import Attempt, Rollout, Scaled
+    from remnant.memory.scaling import amatts, matts
     from remnant.memory.secrets import find_secrets, redact
     from remnant.memory.sqlite import SqliteStore
     from remnant.memory.store import Receipt, RecordStore, Version, Write
@@ -51,14 +54,16 @@ _MODULES = {
     "context": "Context",
     "cube": "Cube Imported read_cube",
     "episode": "Episode Job",
-    "errors": "ConflictError EmbedderError JobLost ModelError ScriptError StoreError StructuredError",
+    "errors": "ConflictError EmbedderError JobLost ModelError RolloutsFailed ScriptError StoreError StructuredError",
     "events": "Event Events",
     "guard": "admitted reads_like_a_command render_data",
     "llm": "Aliases ChatModel Completion Embedder Message Metered Usage astructured structured",
+    "scaling": "amatts matts",
     "memory": "Memory",
     "models": "HashEmbedder OpenAIChatModel ScriptedChatModel",
     "ops": "Add Forget Merge Op Update",
     "record": "Hit Provenance Record Utility",
+    "rollouts": "Attempt Rollout Scaled",
     "secrets": "find_secrets redact",
     "sqlite": "SqliteStore",
     "store": "Receipt RecordStore Version Write",
@@ -68,6 +73,7 @@ _MODULES = {
 __all__ = [
     "Add",
     "Aliases",
+    "Attempt",
     "ChatModel",
     "Completion",
     "ConflictError",
@@ -99,6 +105,9 @@ __all__ = [
     "Receipt",
     "Record",
     "RecordStore",
+    "Rollout",
+    "RolloutsFailed",
+    "Scaled",
     "ScriptError",
     "ScriptedChatModel",
     "SqliteStore",
@@ -111,8 +120,10 @@ __all__ = [
     "Version",
     "Write",
     "admitted",
+    "amatts",
     "astructured",
     "find_secrets",
+    "matts",
     "read_cube",
     "reads_like_a_command",
     "redact",

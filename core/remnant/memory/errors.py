@@ -7,10 +7,14 @@ RemnantError
 ├── EmbedderError       the embedder failed, or its vectors do not fit the stored ones
 ├── ModelError          a chat model cannot answer
 │   └── StructuredError no valid structured answer after every attempt; keeps the attempts
+├── RolloutsFailed      every rollout of a group raised; keeps the attempts
 └── ScriptError         a scripted model was asked something that its script does not hold
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
 
 from remnant.errors import RemnantError
 
@@ -47,6 +51,20 @@ class StructuredError(ModelError):
         last = attempts[-1][1] if attempts else "nothing was asked"
         super().__init__(f"no valid answer after {len(attempts)} attempts: {last}")
         self.attempts = attempts
+
+
+class RolloutsFailed(RemnantError):
+    """A group of rollouts that all raised.
+
+    Args:
+        attempts: how each ended, in order.
+    """
+
+    def __init__(self, attempts: Sequence[Any]) -> None:
+        """See the class."""
+        first = f"{type(attempts[0].error).__name__}: {attempts[0].error}" if attempts else "there was none"
+        super().__init__(f"all {len(attempts)} rollouts failed, the first with {first}")
+        self.attempts = tuple(attempts)
 
 
 class ScriptError(RemnantError):

@@ -94,6 +94,11 @@ class Memory(AsyncTwins):
         return Memory(replace(self._c, scope=check_scope(scope)), self._worker, self._write)
 
     @property
+    def context(self) -> Context:
+        """What it works with; for drivers above it, such as `remnant.memory.scaling`."""
+        return self._c
+
+    @property
     def scope(self) -> str:
         """Whose memory this is."""
         return self._c.scope
