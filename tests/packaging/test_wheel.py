@@ -11,7 +11,13 @@ import pytest
 
 import remnant
 
-PACKAGES = ("core/remnant", "kernels/remnant_kernels", "plugins/hf_ext/remnant_hf", "plugins/vllm_ext/remnant_vllm")
+PACKAGES = (
+    "core/remnant",
+    "kernels/remnant_kernels",
+    "plugins/hf_ext/remnant_hf",
+    "plugins/vllm_ext/remnant_vllm",
+    "plugins/langchain_ext/remnant_langchain",
+)
 LARGEST = 12 << 20  # bytes; 8 MiB of weights and the code
 
 
