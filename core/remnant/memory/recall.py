@@ -58,9 +58,12 @@ def candidates(
         ranked = yield from _ranked(c, text, found, wanted)
         hits = _hits(c, ranked, count, moment, kinds)
         if len(hits) >= count or len(ranked) < wanted or wanted > 64 * count:
-            return hits
+            break
         wanted *= 4
         found = dict(c.store.words(c.scope, terms(text), 4 * wanted))
+    if number is not None and number < c.store.latest(c.scope):  # somebody wrote while we looked
+        return _historic(c, text, count, number, moment, kinds)
+    return hits
 
 
 def _ranked(c: Context, text: str, words: dict[str, float], count: int) -> Steps[list[Scored]]:
