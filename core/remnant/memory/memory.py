@@ -34,12 +34,14 @@ class Memory(AsyncTwins):
     Made by `Memory.open`. Every method with work to do has an async twin with `a` before its name.
     """
 
-    def __init__(self, context: Context, worker: Worker | None, write: Write) -> None:
+    def __init__(self, context: Context, worker: Worker | None, write: Write, recover: bool = True) -> None:
         """See `open`."""
         super().__init__(context)
         self._worker = worker
         self._write: Write = write
-        self._recover()
+        self._recovers = recover
+        if recover:
+            self._recover()
 
     @classmethod
     def open(
@@ -52,6 +54,7 @@ class Memory(AsyncTwins):
         embedder: Embedder | None = None,
         write: Write = "background",
         store: RecordStore | None = None,
+        recover: bool = True,
         **settings: Any,
     ) -> Memory:
         """Open a memory; a file that does not exist is created.
@@ -65,7 +68,8 @@ class Memory(AsyncTwins):
             embedder: None searches by words only.
             write: when closed episodes are distilled: in a `background` thread, `inline` as they
                 are closed, or `manual`, on `flush`.
-            store: a backend of one's own; the path is then only a name.
+            store: a backend of one's own, or one from `open_store`; the path is then only a name.
+            recover: close the episodes of processes that are gone. A tool that only looks leaves them.
             settings: `weight`, `secrets`, `clock`, `count_tokens`, `strict` of `Context`.
 
         Raises:
@@ -83,15 +87,16 @@ class Memory(AsyncTwins):
         if settings.get("secrets", "redact") not in ("redact", "refuse", "keep"):
             raise unknown("secrets", str(settings["secrets"]), ("redact", "refuse", "keep"))
         checked, found = check_scope(scope), find_strategy(strategy)
-        backend = store or _backend(path_or_url, settings)
+        clock = {"clock": settings["clock"]} if "clock" in settings else {}
+        backend = store or open_store(path_or_url, **clock)
         context = Context(backend, checked, found, llm, embedder, **settings)
-        made = cls(context, Worker() if write == "background" else None, write)
+        made = cls(context, Worker() if write == "background" else None, write, recover)
         atexit.register(_at_exit, weakref.ref(made))
         return made
 
     def scoped(self, scope: str | Mapping[str, str]) -> Memory:
         """The same memory for another scope: one store, worker and set of subscribers."""
-        return Memory(replace(self._c, scope=check_scope(scope)), self._worker, self._write)
+        return Memory(replace(self._c, scope=check_scope(scope)), self._worker, self._write, self._recovers)
 
     @property
     def context(self) -> Context:
@@ -349,15 +354,25 @@ def adds(items: str | Record | Iterable[str | Record]) -> list[Op]:
     return [Add(item if isinstance(item, Record) else Record(item)) for item in several]
 
 
-def _backend(path_or_url: str | Path, settings: Mapping[str, Any]) -> RecordStore:
+def open_store(path_or_url: str | Path, *, read_only: bool = False, **options: Any) -> RecordStore:
+    """Open the store that a path or an address names, as `Memory.open` does.
+
+    Args:
+        path_or_url: a file, `:memory:`, or an address that a backend knows.
+        read_only: nothing is created, migrated or written.
+        options: `clock` of the backend.
+
+    Raises:
+        ConfigError: no backend has that address.
+        StoreError: it cannot be opened, or is not ours.
+    """
     text = str(path_or_url)
     scheme, found, rest = text.partition("://")
     if found and scheme != "sqlite":
         raise unknown("backend", scheme, ("sqlite",), do="name a file")
     from remnant.memory.sqlite import SqliteStore
 
-    clock = {"clock": settings["clock"]} if "clock" in settings else {}
-    return SqliteStore(rest.removeprefix("/") if found else text, **clock)
+    return SqliteStore(rest.removeprefix("/") if found else text, read_only=read_only, **options)
 
 
 def _at_exit(reference: weakref.ref[Memory]) -> None:

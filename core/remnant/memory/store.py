@@ -91,14 +91,32 @@ class RecordStore(Protocol):
         """The current records with these ids, deleted ones included."""
         ...
 
+    def scopes(self, *, limit: int = 1000) -> list[str]:
+        """The scopes that hold a record, a change or an episode, sorted.
+
+        The one question that is not asked within a scope: it is for whoever holds the whole store, as the command
+        line does; no door of an agent asks it.
+        """
+        ...
+
     def page(
-        self, scope: str, *, statuses: Sequence[str] = ("active",), after: str = "", limit: int = 1000
+        self,
+        scope: str,
+        *,
+        statuses: Sequence[str] = ("active",),
+        after: str = "",
+        limit: int = 1000,
+        newest: bool = False,
     ) -> list[Record]:
-        """Current records in order of id, after an id."""
+        """Current records in order of id, after an id; with `newest` in the opposite order."""
         ...
 
     def count(self, scope: str) -> dict[str, int]:
         """How many records there are by status."""
+        ...
+
+    def learnt(self, scope: str, episode: str) -> list[str]:
+        """Ids of the records, whatever their status, that name an episode among their sources; sorted."""
         ...
 
     def versions(self, scope: str, id: str) -> list[tuple[Version, Record]]:

@@ -24,13 +24,19 @@ class SqliteStore(Records, Journal, Erase):
         path: the file; `:memory:` is a temporary file that goes with the store.
         synchronous: `NORMAL` survives `kill -9`; `FULL` also a loss of power, more slowly.
         clock: seconds since 1970.
+        read_only: nothing is written: the file must exist, and one of an older schema is refused, not migrated.
 
     Raises:
         StoreError: the file cannot be opened, or is not ours.
     """
 
     def __init__(
-        self, path: str | Path, *, synchronous: str = "NORMAL", clock: Callable[[], float] = time.time
+        self,
+        path: str | Path,
+        *,
+        synchronous: str = "NORMAL",
+        clock: Callable[[], float] = time.time,
+        read_only: bool = False,
     ) -> None:
         """See the class."""
         self._clock = clock
@@ -40,7 +46,7 @@ class SqliteStore(Records, Journal, Erase):
         self.path = Path(path).absolute()
         if not self.path.parent.is_dir():
             raise ConfigError(f"no folder {self.path.parent}", do="create it first")
-        self._files = Connections(self.path, synchronous)
+        self._files = Connections(self.path, synchronous, read_only=read_only)
         self._words = WordSearch()
         self.backup = self._files.backup
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from remnant.errors import ConfigError
 from remnant.memory.errors import StoreError
-from remnant.memory.sqlite.schema import has_fts5, migrate
+from remnant.memory.sqlite.schema import check_newest, has_fts5, migrate
 
 BUSY_MS = 10_000
 """How long a writer waits for another one, in ms."""
@@ -27,28 +27,33 @@ class Connections:
     Args:
         path: the file; created if it does not exist.
         synchronous: `NORMAL` survives the death of the process, `FULL` also a loss of power.
+        read_only: refuse every write; the file must exist and have the newest schema.
 
     Raises:
         StoreError: the file cannot be opened, is not a database, or has a newer schema.
     """
 
-    def __init__(self, path: Path, synchronous: str = "NORMAL") -> None:
+    def __init__(self, path: Path, synchronous: str = "NORMAL", *, read_only: bool = False) -> None:
         """See the class."""
         if synchronous not in ("NORMAL", "FULL"):
             raise ConfigError(f"synchronous {synchronous!r}", accepted=("NORMAL", "FULL"))
         self.path = path
-        self._synchronous = synchronous
+        self._synchronous, self._read_only = synchronous, read_only
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[sqlite3.Connection] = []
         self._process = os.getpid()
         self._closed = False
         self._journal = "WAL"
+        if read_only and not path.is_file():
+            raise StoreError(f"no file {path}", do="name an existing one")
         if on_network(path):
             self._journal = "DELETE"
             warnings.warn(f"{path} lies on a network file system: no write-ahead log, slower", stacklevel=4)
         with self.translated():
-            self.backup = migrate(self.get(), path)
+            self.backup = None if read_only else migrate(self.get(), path)
+            if read_only:
+                check_newest(self.get(), path)
             self.fts5 = has_fts5(self.get())
 
     def get(self) -> sqlite3.Connection:
@@ -63,11 +68,15 @@ class Connections:
     def _connect(self) -> sqlite3.Connection:
         if self._closed:
             raise StoreError(f"{self.path} was closed", do="open the memory again")
-        new = sqlite3.connect(self.path, timeout=BUSY_MS / 1000, isolation_level=None, check_same_thread=False)
+        name = _address(self.path) if self._read_only else str(self.path)
+        seconds = BUSY_MS / 1000
+        new = sqlite3.connect(name, timeout=seconds, isolation_level=None, check_same_thread=False, uri=self._read_only)
         try:
             new.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             new.execute("PRAGMA secure_delete = ON").fetchall()
-            if os.access(self.path, os.W_OK):
+            if self._read_only:
+                new.execute("PRAGMA query_only = ON")
+            elif os.access(self.path, os.W_OK):
                 _switch(new, self._journal)
             new.execute(f"PRAGMA synchronous = {self._synchronous}")
         except BaseException:
@@ -119,6 +128,13 @@ class Connections:
             for connection in opened:
                 connection.close()
         self._local = threading.local()
+
+
+def _address(path: Path) -> str:
+    """The file for reading; in a folder that cannot hold the log shared with writers, it must be at rest."""
+    log = path.with_name(f"{path.name}-wal")
+    resting = not os.access(path.parent, os.W_OK) and not log.exists()
+    return f"{path.as_uri()}?{'mode=ro&immutable=1' if resting else 'mode=rw'}"
 
 
 def _switch(connection: sqlite3.Connection, journal: str) -> None:

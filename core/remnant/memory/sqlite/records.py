@@ -7,6 +7,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from operator import itemgetter
 from typing import Any
 
 from remnant.index.words import rank, spread
@@ -20,6 +21,10 @@ from remnant.memory.store import Version, Write
 _FIELDS = "r.id, r.version, r.created_at, r.observed_at, r.data, u.retrieved, u.used, u.helped, u.harmed, u.last_used"
 _FROM = "FROM records r LEFT JOIN utility u ON u.scope = r.scope AND u.id = r.id"
 _CHUNK = 500
+_NEXT_SCOPE = """SELECT min(scope) FROM (
+  SELECT min(scope) AS scope FROM records WHERE scope > ?1 UNION ALL
+  SELECT min(scope) FROM changes WHERE scope > ?1 UNION ALL
+  SELECT min(scope) FROM episodes WHERE scope > ?1)"""
 
 
 class Records:
@@ -41,20 +46,50 @@ class Records:
                     found[row[0]] = _record(scope, row)
         return {id: found[id] for id in wanted if id in found}
 
+    def scopes(self, *, limit: int = 1000) -> list[str]:
+        """See `RecordStore`; each step jumps to the next scope of an index instead of reading every row."""
+        found: list[str] = []
+        with self._files.read() as c:
+            while len(found) < limit:
+                after = c.execute(_NEXT_SCOPE, (found[-1] if found else "",)).fetchone()[0]
+                if after is None:
+                    break
+                found.append(after)
+        return found
+
     def page(
-        self, scope: str, *, statuses: Sequence[str] = ("active",), after: str = "", limit: int = 1000
+        self,
+        scope: str,
+        *,
+        statuses: Sequence[str] = ("active",),
+        after: str = "",
+        limit: int = 1000,
+        newest: bool = False,
     ) -> list[Record]:
         """See `RecordStore`."""
-        where = f"WHERE r.scope = ? AND r.id > ? AND r.status IN ({_marks(statuses)}) ORDER BY r.id LIMIT ?"
+        beyond, order = ("<", "DESC") if newest else (">", "ASC")
+        place, start = (f"AND r.id {beyond} ?", (after,)) if after else ("", ())
+        # One status at a time, each in the order of its index: a limit then reads no more rows than it gives.
+        where = f"WHERE r.scope = ? AND r.status = ? {place} ORDER BY r.id {order} LIMIT ?"
+        rows: list[Any] = []
         with self._files.read() as c:
-            rows = c.execute(f"SELECT {_FIELDS} {_FROM} {where}", (scope, after, *statuses, limit)).fetchall()
-        return [_record(scope, row) for row in rows]
+            for status in dict.fromkeys(statuses):
+                rows += c.execute(f"SELECT {_FIELDS} {_FROM} {where}", (scope, status, *start, limit)).fetchall()
+        return [_record(scope, row) for row in sorted(rows, key=itemgetter(0), reverse=newest)[:limit]]
 
     def count(self, scope: str) -> dict[str, int]:
         """See `RecordStore`."""
         with self._files.read() as c:
             sql = "SELECT status, count(*) FROM records WHERE scope = ? GROUP BY status"
             return dict(c.execute(sql, (scope,)).fetchall())
+
+    def learnt(self, scope: str, episode: str) -> list[str]:
+        """See `RecordStore`."""
+        sql = """SELECT DISTINCT r.id FROM records r, json_each(r.data, '$.provenance') p WHERE r.scope = ?
+                 AND json_extract(p.value, '$.source_type') = 'episode'
+                 AND json_extract(p.value, '$.source_id') = ? ORDER BY r.id"""
+        with self._files.read() as c:
+            return [id for (id,) in c.execute(sql, (scope, episode)).fetchall()]
 
     def versions(self, scope: str, id: str) -> list[tuple[Version, Record]]:
         """See `RecordStore`."""

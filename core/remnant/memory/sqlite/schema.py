@@ -107,6 +107,21 @@ def migrate(connection: sqlite3.Connection, path: Path, migrations: tuple[str, .
     return backup
 
 
+def check_newest(connection: sqlite3.Connection, path: Path) -> None:
+    """Refuse a file that cannot be read as it is.
+
+    Raises:
+        StoreError: its schema is older or newer than ours, or it is not one of our files.
+    """
+    found = _version(connection)
+    if found == len(MIGRATIONS):
+        return
+    if not found:
+        raise StoreError(f"{path} is not a memory", do="name a file that a memory wrote")
+    do = "update remnant" if found > len(MIGRATIONS) else "open it for writing once, which brings it up to date"
+    raise StoreError(f"{path} has schema {found}", accepted=str(len(MIGRATIONS)), do=do)
+
+
 def _version(connection: sqlite3.Connection) -> int:
     return connection.execute("PRAGMA user_version").fetchone()[0]
 
