@@ -16,7 +16,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from remnant.errors import ShapeError
-from remnant.index.dense import DenseScan, pack
+from remnant.index.dense import DenseScan
+from remnant.index.rows import pack
 from remnant.memory.errors import EmbedderError
 from remnant.memory.events import Events
 from remnant.memory.llm import ChatModel, Costs, Embedder
