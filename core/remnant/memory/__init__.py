@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from remnant.memory.sqlite import SqliteStore
     from remnant.memory.store import Receipt, RecordStore, Version, Write
     from remnant.memory.strategy import DistilContext, IndexText, Query, Strategy, within
+    from remnant.memory.verdict import Judge, Verdict, judge, manual, rules
 
 _MODULES = {
     "change": "Difference",
@@ -68,6 +69,7 @@ _MODULES = {
     "sqlite": "SqliteStore",
     "store": "Receipt RecordStore Version Write",
     "strategy": "DistilContext IndexText Query Strategy within",
+    "verdict": "Judge Verdict judge manual rules",
 }
 
 __all__ = [
@@ -93,6 +95,7 @@ __all__ = [
     "IndexText",
     "Job",
     "JobLost",
+    "Judge",
     "Memory",
     "Merge",
     "Message",
@@ -117,17 +120,21 @@ __all__ = [
     "Update",
     "Usage",
     "Utility",
+    "Verdict",
     "Version",
     "Write",
     "admitted",
     "amatts",
     "astructured",
     "find_secrets",
+    "judge",
+    "manual",
     "matts",
     "read_cube",
     "reads_like_a_command",
     "redact",
     "render_data",
+    "rules",
     "structured",
     "within",
 ]
