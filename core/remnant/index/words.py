@@ -15,6 +15,7 @@ MOST_TERMS = 64
 
 _WORD = re.compile(r"\w+")
 _WIDE = re.compile(r"([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff])")
+_HALF = re.compile(r"[\ud800-\udfff]")
 _STOP = frozenset(
     _WORD.findall("""
     a about after all also am an and any are as at be because been before being but by can could did do does doing
@@ -26,8 +27,11 @@ _STOP = frozenset(
 
 
 def spread(text: str) -> str:
-    """Put blanks around the characters of scripts that write none, so that each is a word."""
-    return _WIDE.sub(r" \1 ", text)
+    """Put blanks around the characters of scripts that write none, so that each is a word.
+
+    Half a surrogate pair, which no index can hold, becomes a blank.
+    """
+    return _WIDE.sub(r" \1 ", _HALF.sub(" ", text))
 
 
 def terms(text: str) -> list[str]:

@@ -93,6 +93,8 @@ class Connections:
             yield
         except sqlite3.Error as error:
             raise StoreError(f"{self.path}: {error}", do=_advice(str(error))) from error
+        except UnicodeEncodeError as error:
+            raise ConfigError("a text with half a surrogate pair", accepted="Unicode text") from error
 
     @contextmanager
     def read(self) -> Generator[sqlite3.Connection, None, None]:

@@ -8,10 +8,10 @@ migration left beside the file hold what is forgotten, so they are deleted.
 from __future__ import annotations
 
 import glob
-import json
 import sqlite3
 from collections.abc import Sequence
 
+from remnant.memory.rows import episode_sources
 from remnant.memory.sqlite.connection import Connections
 from remnant.memory.sqlite.records import bump
 from remnant.memory.store import Receipt
@@ -77,12 +77,8 @@ def _derived(c: sqlite3.Connection, scope: str, ids: Sequence[str]) -> list[str]
 
 def _sources(c: sqlite3.Connection, scope: str, id: str) -> set[str]:
     """Episodes that any version of a record came from."""
-    found: set[str] = set()
-    for (data,) in c.execute("SELECT data FROM versions WHERE scope = ? AND id = ?", (scope, id)).fetchall():
-        for source in json.loads(data)["provenance"]:
-            if source["source_type"] == "episode":
-                found.add(source["source_id"])
-    return found
+    rows = c.execute("SELECT data FROM versions WHERE scope = ? AND id = ?", (scope, id)).fetchall()
+    return {source for (data,) in rows for source in episode_sources(data)}
 
 
 def _stub(c: sqlite3.Connection, scope: str, episode: str, counts: dict[str, int]) -> bool:

@@ -13,6 +13,7 @@ from remnant.errors import ConfigError
 from remnant.memory.episode import Episode, Job
 from remnant.memory.owner import alive
 from remnant.memory.record import Outcome
+from remnant.memory.rows import episode_of, lease_over, to_json
 from remnant.memory.sqlite.connection import Connections
 
 _EPISODE = "id, task, verdict, source, team, opened_at, closed_at, metadata, erased"
@@ -29,7 +30,7 @@ class Journal:
         row = (episode.scope, episode.id, episode.task, "unknown", "", episode.group, episode.opened_at, None, owner)
         with self._files.write() as c:
             sql = "INSERT OR IGNORE INTO episodes VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, 0)"
-            return bool(c.execute(sql, (*row, _dump(episode.metadata))).rowcount)
+            return bool(c.execute(sql, (*row, to_json(episode.metadata))).rowcount)
 
     def add_step(self, scope: str, episode: str, step: Mapping[str, Any]) -> int:
         """See `RecordStore`."""
@@ -40,7 +41,7 @@ class Journal:
                 raise ConfigError(f"episode {episode!r} {state}", accepted="an open episode of this scope")
             sql = "SELECT coalesce(max(number) + 1, 0) FROM steps WHERE scope = ? AND episode = ?"
             number = c.execute(sql, (scope, episode)).fetchone()[0]
-            c.execute("INSERT INTO steps VALUES (?, ?, ?, ?)", (scope, episode, number, _dump(step)))
+            c.execute("INSERT INTO steps VALUES (?, ?, ?, ?)", (scope, episode, number, to_json(step)))
         return number
 
     def _open_row(self, c: sqlite3.Connection, scope: str, episode: str) -> Any:
@@ -94,13 +95,13 @@ class Journal:
             row = c.execute(f"SELECT {_EPISODE} FROM episodes WHERE scope = ? AND id = ?", (scope, id)).fetchone()
             sql = "SELECT data FROM steps WHERE scope = ? AND episode = ? ORDER BY number"
             steps = c.execute(sql, (scope, id)).fetchall()
-        return _episode(scope, row, tuple(json.loads(data) for (data,) in steps)) if row else None
+        return episode_of(scope, row, tuple(json.loads(data) for (data,) in steps)) if row else None
 
     def episodes(self, scope: str, *, limit: int = 1000) -> list[Episode]:
         """See `RecordStore`."""
         with self._files.read() as c:
             sql = f"SELECT {_EPISODE} FROM episodes WHERE scope = ? ORDER BY opened_at DESC, id DESC LIMIT ?"
-            return [_episode(scope, row, ()) for row in c.execute(sql, (scope, limit)).fetchall()]
+            return [episode_of(scope, row) for row in c.execute(sql, (scope, limit)).fetchall()]
 
     def abandoned(self, scope: str) -> list[str]:
         """See `RecordStore`."""
@@ -119,7 +120,7 @@ class Journal:
             sql = """SELECT key, episodes, change, attempts, state, ready, lease, owner FROM jobs
                      WHERE scope = ? AND state IN ('queued', 'running') ORDER BY rowid"""
             for key, episodes, change, attempts, state, ready, until, holder in c.execute(sql, (scope,)).fetchall():
-                free = ready <= now if state == "queued" else _expired(holder, until, now, lease)
+                free = ready <= now if state == "queued" else lease_over(holder, until, now, lease)
                 if free:
                     token = secrets.token_hex(8)
                     sql = (
@@ -171,6 +172,12 @@ class Journal:
             sql = "INSERT INTO uses VALUES (?, ?, ?, 1) ON CONFLICT DO UPDATE SET used = 1"
             c.executemany(sql, [(scope, episode, id) for id in ids])
 
+    def uses(self, scope: str, episode: str) -> list[tuple[str, bool]]:
+        """See `RecordStore`."""
+        with self._files.read() as c:
+            sql = "SELECT id, used FROM uses WHERE scope = ? AND episode = ? ORDER BY id"
+            return [(id, bool(used)) for id, used in c.execute(sql, (scope, episode)).fetchall()]
+
     def _settle(self, c: sqlite3.Connection, scope: str, episode: str, verdict: str, sign: int) -> None:
         """Count an episode for what it used: the declared records or, with none declared, all it saw."""
         rows = c.execute("SELECT id, used FROM uses WHERE scope = ? AND episode = ?", (scope, episode)).fetchall()
@@ -204,19 +211,3 @@ def count(c: sqlite3.Connection, scope: str, id: str, counter: str, by: int) -> 
 def _queue(c: sqlite3.Connection, scope: str, key: str, episodes: Sequence[str]) -> None:
     sql = "INSERT OR IGNORE INTO jobs (scope, key, episodes, state) VALUES (?, ?, ?, 'queued')"
     c.execute(sql, (scope, key, json.dumps(list(episodes))))
-
-
-def _expired(owner: str, until: float, now: float, lease: float) -> bool:
-    """A lease is over when its holder is gone, or it ran out; one too far ahead is a clock that jumped."""
-    return alive(owner) is False or until <= now or until > now + 2 * lease
-
-
-def _episode(scope: str, row: tuple[Any, ...], steps: tuple[Mapping[str, Any], ...]) -> Episode:
-    id, task, verdict, source, group, opened, closed, metadata, erased = row
-    return Episode(
-        id, scope, task, steps, verdict, source, group, opened, closed, json.loads(metadata), erased=bool(erased)
-    )
-
-
-def _dump(data: Mapping[str, Any]) -> str:
-    return json.dumps(dict(data), ensure_ascii=False, default=str)

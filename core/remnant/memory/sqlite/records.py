@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
@@ -13,7 +12,8 @@ from typing import Any
 from remnant.index.words import rank, spread
 from remnant.memory.episode import Job
 from remnant.memory.errors import ConflictError, JobLost
-from remnant.memory.record import KEPT, Record
+from remnant.memory.record import Record
+from remnant.memory.rows import record_json, record_of, version_of
 from remnant.memory.sqlite.connection import Connections
 from remnant.memory.sqlite.words import WordSearch, tenant
 from remnant.memory.store import Version, Write
@@ -43,7 +43,7 @@ class Records:
                 part = wanted[start : start + _CHUNK]
                 sql = f"SELECT {_FIELDS} {_FROM} WHERE r.scope = ? AND r.id IN ({_marks(part)})"
                 for row in c.execute(sql, (scope, *part)).fetchall():
-                    found[row[0]] = _record(scope, row)
+                    found[row[0]] = record_of(scope, row)
         return {id: found[id] for id in wanted if id in found}
 
     def scopes(self, *, limit: int = 1000) -> list[str]:
@@ -75,7 +75,7 @@ class Records:
         with self._files.read() as c:
             for status in dict.fromkeys(statuses):
                 rows += c.execute(f"SELECT {_FIELDS} {_FROM} {where}", (scope, status, *start, limit)).fetchall()
-        return [_record(scope, row) for row in sorted(rows, key=itemgetter(0), reverse=newest)[:limit]]
+        return [record_of(scope, row) for row in sorted(rows, key=itemgetter(0), reverse=newest)[:limit]]
 
     def count(self, scope: str) -> dict[str, int]:
         """See `RecordStore`."""
@@ -97,7 +97,7 @@ class Records:
                  JOIN changes c ON c.number = v.change WHERE v.scope = ? AND v.id = ? ORDER BY v.version"""
         with self._files.read() as c:
             rows = c.execute(sql, (scope, id)).fetchall()
-        return [(Version(*row[1:5], ids=(id,), undoes=row[5]), _stored(row[0])) for row in rows]
+        return [(Version(*row[1:5], ids=(id,), undoes=row[5]), version_of(row[0])) for row in rows]
 
     def changed(self, scope: str, number: int) -> list[tuple[Record | None, Record]]:
         """See `RecordStore`."""
@@ -105,7 +105,7 @@ class Records:
                  AND p.version = v.version - 1) FROM versions v WHERE v.scope = ? AND v.change = ? ORDER BY v.rowid"""
         with self._files.read() as c:
             rows = c.execute(sql, (scope, number)).fetchall()
-        return [(_stored(before) if before else None, _stored(after)) for after, before in rows]
+        return [(version_of(before) if before else None, version_of(after)) for after, before in rows]
 
     def snapshot(self, scope: str, number: int) -> list[Record]:
         """See `RecordStore`."""
@@ -113,7 +113,7 @@ class Records:
                  WHERE scope = ? AND change <= ? GROUP BY id) last
                  ON v.scope = ? AND v.id = last.id AND v.version = last.version ORDER BY v.id"""
         with self._files.read() as c:
-            return [_stored(row[0]) for row in c.execute(sql, (scope, number, scope)).fetchall()]
+            return [version_of(row[0]) for row in c.execute(sql, (scope, number, scope)).fetchall()]
 
     def changes(self, scope: str, *, limit: int = 1000) -> list[Version]:
         """See `RecordStore`."""
@@ -182,7 +182,7 @@ class Records:
             self._unindex(c, old[0], old[3], old[4])
         created, words = (old[5] if old else now), spread(write.words)
         new = replace(record, scope=scope, version=write.expected + 1, created_at=created, observed_at=now)
-        data = json.dumps(_data(new), ensure_ascii=False)
+        data = record_json(new)
         values = (new.version, new.status, tenant(scope), words, created, now, data, scope, new.id)
         if old:
             c.execute(
@@ -241,7 +241,7 @@ class Records:
                    WHERE v.scope = r.scope AND v.id = r.id AND v.model = ?) ORDER BY r.id LIMIT ?"""
         with self._files.read() as c:
             rows = c.execute(f"SELECT {_FIELDS} {_FROM} {where}", (scope, model, limit)).fetchall()
-        return [_record(scope, row) for row in rows]
+        return [record_of(scope, row) for row in rows]
 
     def put_vectors(self, scope: str, model: str, rows: Sequence[tuple[str, int, str, bytes]]) -> None:
         """See `RecordStore`."""
@@ -263,24 +263,6 @@ class Records:
 def bump(c: sqlite3.Connection, scope: str) -> None:
     """Begin a new epoch: whoever holds vectors of this scope reads them all again."""
     c.execute("INSERT INTO epochs VALUES (?, 1) ON CONFLICT (scope) DO UPDATE SET epoch = epoch + 1", (scope,))
-
-
-def _data(record: Record) -> dict[str, Any]:
-    data = record.to_dict()
-    del data["utility"]
-    return data
-
-
-def _stored(data: str) -> Record:
-    return Record.from_dict(json.loads(data))
-
-
-def _record(scope: str, row: tuple[Any, ...]) -> Record:
-    given: dict[str, Any] = {name: value for name, value in json.loads(row[4]).items() if name not in KEPT}
-    given |= {"id": row[0], "scope": scope, "version": row[1], "created_at": row[2], "observed_at": row[3]}
-    names = ("retrieved", "used", "helped", "harmed", "last_used")
-    given["utility"] = {name: value or 0 for name, value in zip(names, row[5:10], strict=True)}
-    return Record.from_dict(given)
 
 
 def _marks(items: Sequence[object]) -> str:
