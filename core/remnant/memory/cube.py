@@ -20,6 +20,7 @@ from typing import Any
 from remnant.errors import ConfigError
 from remnant.memory.context import Context
 from remnant.memory.record import Record
+from remnant.progress import Progress, silent
 
 FORMAT, SCHEMA = "remnant-memcube", 1
 STATUSES = ("active", "archived", "quarantined")
@@ -46,7 +47,7 @@ class Imported:
     skipped: tuple[str, ...]
 
 
-def write_cube(c: Context, path: Path) -> int:
+def write_cube(c: Context, path: Path, progress: Progress = silent) -> int:
     """Write every record that is not deleted; the file appears whole or not at all. How many."""
     header = {
         "format": FORMAT,
@@ -55,6 +56,8 @@ def write_cube(c: Context, path: Path) -> int:
         "strategy": {"name": c.strategy.name, "version": c.strategy.version},
         "created": c.clock(),
     }
+    counts = c.store.count(c.scope)
+    total = sum(counts.get(status, 0) for status in STATUSES)
     hashed, count = hashlib.sha256(), 0
     partial = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:
@@ -63,6 +66,7 @@ def write_cube(c: Context, path: Path) -> int:
                 line = json.dumps(data, ensure_ascii=True, sort_keys=True) + "\n"
                 hashed.update(line.encode())
                 file.write(line)
+                progress(count, total, "writing")
                 count += 1
             file.write(json.dumps({"records": count - 1, "sha256": hashed.hexdigest()}) + "\n")
             file.flush()
@@ -73,7 +77,7 @@ def write_cube(c: Context, path: Path) -> int:
     return count - 1
 
 
-def read_cube(path: Path) -> Cube:
+def read_cube(path: Path, progress: Progress = silent) -> Cube:
     """Read and check a cube.
 
     Raises:
@@ -81,7 +85,10 @@ def read_cube(path: Path) -> Cube:
     """
     try:
         lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        parsed: list[Any] = [json.loads(line) for line in lines]
+        parsed: list[Any] = []
+        for line in lines:
+            parsed.append(json.loads(line))
+            progress(len(parsed), len(lines), "reading")
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"{path} is not a cube: {error}", accepted="a file that `export` wrote") from error
     if len(parsed) < 2 or not all(isinstance(line, dict) for line in parsed) or parsed[0].get("format") != FORMAT:

@@ -20,10 +20,12 @@ from remnant.memory.llm import ChatModel, Embedder, Usage
 from remnant.memory.ops import Add, Op, Update
 from remnant.memory.recall import AsOf
 from remnant.memory.record import Hit, Outcome, Record, check_scope
+from remnant.memory.rounds import BREAKER
 from remnant.memory.store import Receipt, RecordStore, Version
 from remnant.memory.strategy import Strategy, find_strategy
 from remnant.memory.twins import AsyncTwins
 from remnant.memory.worker import Worker, distil_next, wait_until
+from remnant.progress import Progress, silent
 
 Write = Literal["background", "inline", "manual"]
 
@@ -228,17 +230,23 @@ class Memory(AsyncTwins):
         """Embed the records that have no vector of the present embedder; how many there were."""
         return drive(embed_missing(self._c), self._c.embedder)
 
-    def export(self, path: str | Path) -> int:
+    def export(self, path: str | Path, progress: Progress = silent) -> int:
         """Write the records of this scope to a cube file; how many."""
-        return cube.write_cube(self._c, Path(path))
+        return cube.write_cube(self._c, Path(path), progress)
 
-    def import_(self, path: str | Path) -> cube.Imported:
+    def import_(self, path: str | Path, progress: Progress = silent) -> cube.Imported:
         """Bring in the records of a cube file, into this scope and in one transaction.
+
+        Args:
+            path: a file that `export` wrote.
+            progress: told the lines that are read, and then that they are written.
 
         Raises:
             ConfigError: the file is damaged, or an id is here with another meaning.
         """
-        records, skipped = cube.new_records(self._c, cube.read_cube(Path(path)))
+        read = cube.read_cube(Path(path), progress)
+        records, skipped = cube.new_records(self._c, read)
+        progress(0, len(records), "writing")
         ids = self.apply([Add(record) for record in records], f"import of {Path(path).name}", "import").ids
         return cube.Imported(ids, tuple(skipped))
 
@@ -328,7 +336,7 @@ class Memory(AsyncTwins):
         self._c.emit("closed", episode=episode_id)
         if harmful := self._c.store.harmful(self.scope):
             held: list[Op] = [Update(id, {"status": "quarantined"}) for id in harmful]
-            self.apply(held, "did harm in half of its uses or more", "circuit breaker")
+            self.apply(held, "did harm in half of its uses or more", BREAKER)
         self._distil()
 
     def _distil(self) -> None:
