@@ -12,6 +12,7 @@ from remnant.memory.errors import ConflictError, EmbedderError, JobLost
 from remnant.memory.guard import admitted
 from remnant.memory.ops import Op, planned, touched
 from remnant.memory.record import Record, digest
+from remnant.memory.rounds import taken_back
 from remnant.memory.secrets import find_secrets, redact, redact_data
 from remnant.memory.store import Version, Write
 
@@ -39,7 +40,7 @@ def apply_steps(
 ) -> Steps[Version]:
     """See `Memory.apply`. With a job, that job's earlier result is taken back in the same transaction."""
     for attempt in range(ATTEMPTS):
-        restored = _taken_back(c, job)
+        restored = taken_back(c, job)
         stored = c.store.get(c.scope, sorted(touched(ops) | restored.keys()))
         after = restored | planned(ops, stored | restored, c.new_id)
         records = [_cleaned(c, record, stored.get(record.id), verified) for record in after.values()]
@@ -96,27 +97,6 @@ def embed_missing(c: Context) -> Steps[int]:
         c.store.put_vectors(c.scope, model, [(r.id, r.version, digest(text), vector) for r, text, vector in rows])
         count += len(records)
     return count
-
-
-def _taken_back(c: Context, job: Job | None) -> dict[str, Record]:
-    """What the records of a job's earlier result were before it; those that differ by now are left alone."""
-    if job is None or job.change is None:
-        return {}
-    found: dict[str, Record] = {}
-    for _, after in c.store.changed(c.scope, job.change):
-        stored = c.store.get(c.scope, [after.id]).get(after.id)
-        before = _before_rounds(c.store.versions(c.scope, after.id), job.change) or replace(after, status="deleted")
-        if stored is not None and stored.meaning() == after.meaning() != before.meaning():
-            found[after.id] = before
-    return found
-
-
-def _before_rounds(history: Sequence[tuple[Version, Record]], change: int) -> Record | None:
-    """A record before the first of the rounds of a distillation; each round takes back the one before it."""
-    at = next(i for i, (version, _) in enumerate(history) if version.number == change)
-    while at and history[at - 1][0].number == history[at][0].undoes:
-        at -= 1
-    return history[at - 1][1] if at else None
 
 
 def _cleaned(c: Context, record: Record, old: Record | None, verified: bool) -> Record:

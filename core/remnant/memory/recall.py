@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+import struct
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from datetime import datetime
+from functools import partial
 
 from remnant.index.hybrid import Scored, mix
 from remnant.index.words import rank, terms
@@ -31,8 +33,9 @@ def recall_steps(
     try:
         hits = yield from candidates(c, text, max(50, 5 * k), as_of, kinds)
         model = Metered(c.llm, c.costs, "select") if c.llm else None
-        query = Query(text, k, budget_tokens, c.count_tokens, model)
-        chosen = within(query, c.strategy.select(query, hits)) if hits else []
+        more = partial(_more, c, {hit.id for hit in hits}, as_of, kinds)
+        query = Query(text, k, budget_tokens, c.count_tokens, model, more)
+        chosen = within(query, _selected(c, query, hits))
     except StoreError as error:
         if c.strict:
             raise
@@ -42,6 +45,38 @@ def recall_steps(
         _note(c, [hit.id for hit in chosen], episode)
     c.emit("recalled", ids=[hit.id for hit in chosen])
     return chosen
+
+
+def _selected(c: Context, query: Query, hits: Sequence[Hit]) -> Sequence[Hit]:
+    """The strategy's choice; if its model fails, the hits as they were ranked."""
+    try:
+        return c.strategy.select(query, hits)
+    except StoreError:
+        raise
+    except Exception as error:  # whatever a model's client raises: reads fail open
+        if c.strict:
+            raise
+        c.emit("select_failed", error=f"{type(error).__name__}: {error}"[:500])
+        return hits
+
+
+def _more(c: Context, found: Collection[str], as_of: AsOf, kinds: Collection[str] | None, count: int) -> Sequence[Hit]:
+    """See `Query.more`."""
+    number, moment = _number(c, as_of), _moment(c, as_of)
+    hits: list[Hit] = []
+    for record in c.store.snapshot(c.scope, number) if number is not None else _everything(c):
+        if len(hits) >= count:
+            break
+        if record.id not in found and _shown(record, moment, kinds):
+            hits.append(Hit(record.id, record.content, 0.0, record, {}))
+    return hits
+
+
+def _everything(c: Context) -> Iterator[Record]:
+    after = ""
+    while records := c.store.page(c.scope, after=after, limit=256):
+        yield from records
+        after = records[-1].id
 
 
 def candidates(
@@ -134,3 +169,9 @@ def plain_hits(c: Context, text: str, k: int) -> Steps[list[Hit]]:
     """Candidates for a strategy that distils; nothing is counted."""
     hits = yield from candidates(replace(c, strict=True), text, k)
     return hits[:k]
+
+
+def vectors_of(texts: Sequence[str]) -> Steps[list[Sequence[float]]]:
+    """Texts as unit vectors, for a strategy that compares what it distils."""
+    packed = (yield Ask(texts, "document")) if texts else []
+    return [struct.unpack(f"<{len(vector) // 4}f", vector) for vector in packed]

@@ -256,6 +256,10 @@ class RecordStore(Protocol):
         """Note that an open episode really used these records."""
         ...
 
+    def uses(self, scope: str, episode: str) -> list[tuple[str, bool]]:
+        """(id, whether its use was declared) of the records that an episode was shown."""
+        ...
+
     def harmful(self, scope: str) -> list[str]:
         """Active records that did harm in half of at least three uses."""
         ...

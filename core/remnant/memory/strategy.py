@@ -6,8 +6,8 @@ without arguments when it is named, or handed over as an object. It holds no sta
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol, cast
 
 from remnant.errors import ConfigError, unknown
@@ -24,6 +24,18 @@ class IndexText(NamedTuple):
     meaning: str
 
 
+def _nothing(_: object) -> list[Hit]:
+    return []
+
+
+def _nobody(_: object) -> list[Record]:
+    return []
+
+
+def _none() -> Mapping[str, Record]:
+    return {}
+
+
 @dataclass(frozen=True)
 class Query:
     """What is asked of memory.
@@ -33,7 +45,10 @@ class Query:
         k: hits at most.
         budget_tokens: tokens of all hits together at most; None is unlimited.
         count_tokens: counts the tokens of a text.
-        model: the memory's chat model, for strategies that select with it; may be None.
+        model: the memory's chat model, for strategies that select with it; may be None. In async code it is
+            called in a thread, so that the event loop stays free.
+        more: (n) -> n further hits at most that may be shown too though nothing found them, in order of id,
+            with score 0: for strategies that let a model look through a whole small memory.
     """
 
     text: str
@@ -41,23 +56,35 @@ class Query:
     budget_tokens: int | None
     count_tokens: Callable[[str], int]
     model: ChatModel | None = None
+    more: Callable[[int], Sequence[Hit]] = _nothing
 
 
 @dataclass(frozen=True)
 class DistilContext:
     """What a strategy may use while it distils; all of it is bound to the scope.
 
+    A late verdict distils an episode anew. Memory is then seen as it will be once the earlier result is
+    taken back, so a strategy need not know that there was one.
+
     Args:
         scope: whose memory.
         model: the memory's chat model, metered; None if the memory has none.
         recall: (query, k) -> hits, before the strategy's own `select`.
         now: seconds since 1970.
+        seen: (episode id) -> the active records that count for it: those it declared as used or, with none
+            declared, all that it was shown; with their counters of use.
+        embed: texts -> unit vectors; None if the memory has no embedder.
+        taken_back: the records that an earlier result changed, by id, as they are without it; a strategy
+            that keeps parts of several episodes in one record writes its text anew here.
     """
 
     scope: str
     model: ChatModel | None
     recall: Callable[[str, int], list[Hit]]
     now: float
+    seen: Callable[[str], list[Record]] = _nobody
+    embed: Callable[[Sequence[str]], list[Sequence[float]]] | None = None
+    taken_back: Mapping[str, Record] = field(default_factory=_none)
 
 
 class Strategy(Protocol):
@@ -76,7 +103,10 @@ class Strategy(Protocol):
         ...
 
     def select(self, query: Query, hits: Sequence[Hit]) -> Sequence[Hit]:
-        """Choose among candidates, best first; the limits of the query are enforced afterwards."""
+        """Choose among candidates, best first; the limits of the query are enforced afterwards.
+
+        A fault of the model may be raised: recall then goes on with the candidates as they were ranked.
+        """
         ...
 
     def render(self, hits: Sequence[Hit]) -> str:

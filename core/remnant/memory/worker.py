@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 from remnant.errors import RemnantError
@@ -19,8 +19,9 @@ from remnant.memory.errors import JobLost
 from remnant.memory.llm import Metered
 from remnant.memory.ops import Add, Merge, Op, Update
 from remnant.memory.owner import owner
-from remnant.memory.recall import plain_hits
-from remnant.memory.record import Provenance, Record
+from remnant.memory.recall import plain_hits, vectors_of
+from remnant.memory.record import Hit, Provenance, Record
+from remnant.memory.rounds import taken_back
 from remnant.memory.strategy import DistilContext
 
 LEASE = 600.0
@@ -41,7 +42,7 @@ def distil_next(c: Context) -> bool:
     try:
         found = [c.store.episode(c.scope, id) for id in job.episodes]
         episodes = [episode for episode in found if episode is not None and not episode.erased]
-        ops = _distilled(c, episodes)
+        ops = _distilled(c, episodes, taken_back(c, job))
         verified = bool(episodes) and all(episode.verdict == "success" for episode in episodes)
         reason = f"distilled from {job.key}"
         done = drive(apply_steps(c, ops, reason, c.strategy.name, job=job, verified=verified), c.embedder)
@@ -60,22 +61,40 @@ def distil_next(c: Context) -> bool:
     return True
 
 
-def _distilled(c: Context, episodes: list[Episode]) -> list[Op]:
+def _distilled(c: Context, episodes: list[Episode], restored: Mapping[str, Record]) -> list[Op]:
     if not episodes:
         return []
     model = Metered(c.llm, c.costs, "distil") if c.llm else None
     quiet = replace(c, strict=True)
-    context = DistilContext(c.scope, model, lambda text, k: drive(plain_hits(quiet, text, k), c.embedder), c.clock())
-    return [_sourced(c, op, episodes) for op in c.strategy.distil(episodes, context)]
+
+    def recall(text: str, k: int) -> list[Hit]:
+        hits = drive(plain_hits(quiet, text, k), c.embedder)
+        seen = [replace(hit, record=now, text=now.content) for hit in hits if (now := as_restored(hit.record))]
+        return [hit for hit in seen if hit.record.status == "active"]
+
+    def counted(episode: str) -> list[Record]:
+        uses = c.store.uses(c.scope, episode)
+        ids = [id for id, declared in uses if declared] or [id for id, _ in uses]
+        return [now for r in c.store.get(c.scope, ids).values() if (now := as_restored(r)).status == "active"]
+
+    def as_restored(record: Record) -> Record:
+        old = restored.get(record.id)
+        return replace(old, utility=record.utility) if old else record
+
+    def embed(texts: Sequence[str]) -> list[Sequence[float]]:
+        return drive(vectors_of(texts), c.embedder)
+
+    context = DistilContext(c.scope, model, recall, c.clock(), counted, embed if c.embedder else None, restored)
+    return [_sourced(c, op, episodes, restored) for op in c.strategy.distil(episodes, context)]
 
 
-def _sourced(c: Context, op: Op, episodes: list[Episode]) -> Op:
+def _sourced(c: Context, op: Op, episodes: list[Episode], restored: Mapping[str, Record]) -> Op:
     """The operation, its record naming the episodes it came from and how they ended."""
     if isinstance(op, Add):
         return replace(op, record=_with_source(c, op.record, episodes))
     if isinstance(op, Merge):
         return replace(op, into=_with_source(c, op.into, episodes))
-    if isinstance(op, Update) and (old := c.store.get(c.scope, [op.id]).get(op.id)):
+    if isinstance(op, Update) and (old := restored.get(op.id) or c.store.get(c.scope, [op.id]).get(op.id)):
         return replace(op, changes={"provenance": _with_source(c, old, episodes).provenance, **op.changes})
     return op
 
