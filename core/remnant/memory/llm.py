@@ -52,7 +52,10 @@ class Completion:
 
 @runtime_checkable
 class ChatModel(Protocol):
-    """A chat model. `schema` is a hint: an adapter may use native structured output for it."""
+    """A chat model. `schema` is a hint: an adapter may use native structured output for it.
+
+    One that is not there yet says so by an attribute `ready`, which is then False: distillation waits for it.
+    """
 
     model_id: str
 

@@ -18,6 +18,7 @@ from remnant.memory.errors import StoreError
 from remnant.memory.events import Events
 from remnant.memory.llm import ChatModel, Embedder, Usage
 from remnant.memory.ops import Add, Op, Update
+from remnant.memory.owner import ANYBODY, owner
 from remnant.memory.recall import AsOf
 from remnant.memory.record import Hit, Outcome, Record, check_scope
 from remnant.memory.rounds import BREAKER
@@ -251,10 +252,38 @@ class Memory(AsyncTwins):
         return cube.Imported(ids, tuple(skipped))
 
     def open_episode(
-        self, task: str, *, id: str | None = None, group: str = "", metadata: Mapping[str, Any] | None = None
+        self,
+        task: str,
+        *,
+        id: str | None = None,
+        group: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        resumable: bool = False,
     ) -> Episode:
-        """Begin to journal a run. An id that exists already gives that episode back."""
-        return self._open_episode(task, id, group, metadata)
+        """Begin to journal a run. An id that exists already gives that episode back.
+
+        Args:
+            task: what was asked.
+            id: names the episode; left out, a new id.
+            group: the group of rollouts it belongs to.
+            metadata: the opener's own data.
+            resumable: another process may go on with the run, so that the end of this one does not end the
+                episode; one that nobody has ended within a week is closed all the same.
+        """
+        return self._open_episode(task, id, group, metadata, resumable)
+
+    def reopen_episode(self, episode_id: str, *, resumable: bool = False) -> bool:
+        """Go on with a run that had counted as over, such as one that failed and is tried again.
+
+        Closing it again distils it anew; what was learnt from its earlier end is then taken back.
+
+        Returns:
+            False if it is open anyway.
+
+        Raises:
+            ConfigError: there is no such episode.
+        """
+        return self._c.store.reopen_episode(self.scope, episode_id, ANYBODY if resumable else owner())
 
     def observe(self, episode_id: str, step: Mapping[str, Any]) -> int:
         """Journal one step, as JSON data; it is on disk when this returns. Its number, from 0.

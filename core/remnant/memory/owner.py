@@ -12,6 +12,18 @@ def owner() -> str:
     return f"{socket.gethostname()}:{os.getpid()}:{_start(os.getpid())}"
 
 
+ANYBODY = ""
+"""Owner of an episode that another process may go on with."""
+
+WAITS = 7 * 86_400.0
+"""Seconds that such an episode may wait for somebody to go on with it."""
+
+
+def forsaken(name: str, opened_at: float, now: float) -> bool:
+    """Whether nobody will end an episode: its process is gone, or it has waited too long for another."""
+    return opened_at < now - WAITS if name == ANYBODY else alive(name) is False
+
+
 def alive(name: str) -> bool | None:
     """Whether the owner still runs; None where we cannot know, as on another machine."""
     host, number, start = ["", "", *name.rsplit(":", 2)][-3:]

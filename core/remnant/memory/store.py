@@ -208,6 +208,10 @@ class RecordStore(Protocol):
         """Close, settle utility and queue the distillation; False if it was closed already."""
         ...
 
+    def reopen_episode(self, scope: str, episode: str, owner: str) -> bool:
+        """Open a closed episode again: utility is unsettled and its distillation called off; False if it is open."""
+        ...
+
     def queue_group(self, scope: str, group: str) -> tuple[str, ...]:
         """Queue one distillation of a group's closed episodes; their ids."""
         ...

@@ -10,7 +10,7 @@ from remnant.memory.change import apply_steps, embed_missing, undo_steps
 from remnant.memory.context import Context, Steps, adrive
 from remnant.memory.episode import Episode
 from remnant.memory.ops import Op
-from remnant.memory.owner import owner
+from remnant.memory.owner import ANYBODY, owner
 from remnant.memory.recall import AsOf, recall_steps
 from remnant.memory.record import Hit, Outcome, Record
 from remnant.memory.secrets import redact, redact_data
@@ -71,10 +71,21 @@ class AsyncTwins:
         return await asyncio.to_thread(self._self().forget, ids)
 
     async def aopen_episode(
-        self, task: str, *, id: str | None = None, group: str = "", metadata: Mapping[str, Any] | None = None
+        self,
+        task: str,
+        *,
+        id: str | None = None,
+        group: str = "",
+        metadata: Mapping[str, Any] | None = None,
+        resumable: bool = False,
     ) -> Episode:
         """See `Memory.open_episode`."""
-        return await asyncio.to_thread(self._open_episode, task, id, group, metadata)
+        return await asyncio.to_thread(self._open_episode, task, id, group, metadata, resumable)
+
+    async def areopen_episode(self, episode_id: str, *, resumable: bool = False) -> bool:
+        """See `Memory.reopen_episode`."""
+        reopen: Callable[..., bool] = self._self().reopen_episode
+        return await asyncio.to_thread(reopen, episode_id, resumable=resumable)
 
     async def aobserve(self, episode_id: str, step: Mapping[str, Any]) -> int:
         """See `Memory.observe`."""
@@ -126,11 +137,13 @@ class AsyncTwins:
         seen_by = query.id if isinstance(query, Episode) and episode is None else episode
         return recall_steps(self._c, text, k, budget_tokens, as_of, kinds, seen_by)
 
-    def _open_episode(self, task: str, id: str | None, group: str, metadata: Mapping[str, Any] | None) -> Episode:
+    def _open_episode(
+        self, task: str, id: str | None, group: str, metadata: Mapping[str, Any] | None, resumable: bool
+    ) -> Episode:
         c = self._c
         kept = (task, dict(metadata or {})) if c.secrets == "keep" else (redact(task), redact_data(metadata or {}))
         made = Episode(id or c.new_id(), c.scope, kept[0], group=group, opened_at=c.clock(), metadata=kept[1])
-        if not c.store.open_episode(made, owner()):
+        if not c.store.open_episode(made, ANYBODY if resumable else owner()):
             return c.store.episode(c.scope, made.id) or made
         c.emit("opened", episode=made.id)
         return made

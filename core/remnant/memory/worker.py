@@ -36,6 +36,8 @@ POLL = 1.0
 
 def distil_next(c: Context) -> bool:
     """Do one distillation; False if none is ready. A fault is recorded and tried again later."""
+    if c.llm is not None and not getattr(c.llm, "ready", True):
+        return False  # the queue waits for a model that is on its way
     job = c.store.claim(c.scope, owner(), LEASE)
     if job is None:
         return False

@@ -11,7 +11,7 @@ from typing import Any
 
 from remnant.errors import ConfigError
 from remnant.memory.episode import Episode, Job
-from remnant.memory.owner import alive
+from remnant.memory.owner import forsaken
 from remnant.memory.record import Outcome
 from remnant.memory.rows import episode_of, lease_over, to_json
 from remnant.memory.sqlite.connection import Connections
@@ -60,7 +60,23 @@ class Journal:
             c.execute(sql, (self._clock(), verdict, source, scope, episode))
             self._settle(c, scope, episode, verdict, +1)
             if queue and not row[2]:
-                _queue(c, scope, episode, [episode])
+                _queue_again(c, scope, episode, [episode])
+        return True
+
+    def reopen_episode(self, scope: str, episode: str, owner: str) -> bool:
+        """See `RecordStore`."""
+        with self._files.write() as c:
+            row = self._open_row(c, scope, episode)
+            if row is None:
+                raise ConfigError(f"no episode {episode!r}", accepted="an episode of this scope")
+            if row[0] is None:
+                return False
+            self._settle(c, scope, episode, row[1], -1)
+            sql = """UPDATE episodes SET closed_at = NULL, verdict = 'unknown', source = '', owner = ?
+                     WHERE scope = ? AND id = ?"""
+            c.execute(sql, (owner, scope, episode))
+            sql = "UPDATE jobs SET state = 'done', claim = '' WHERE scope = ? AND key = ?"
+            c.execute(sql, (scope, episode))  # whoever distils it just now loses the job; closing queues it again
         return True
 
     def queue_group(self, scope: str, group: str) -> tuple[str, ...]:
@@ -85,9 +101,7 @@ class Journal:
             sql = "UPDATE episodes SET verdict = ?, source = ? WHERE scope = ? AND id = ?"
             c.execute(sql, (verdict, source, scope, episode))
             key = row[2] or episode
-            again = "UPDATE jobs SET state = 'queued', claim = '', ready = 0, attempts = 0 WHERE scope = ? AND key = ?"
-            if not c.execute(again, (scope, key)).rowcount and not row[2]:
-                _queue(c, scope, episode, [episode])
+            _queue_again(c, scope, key, [] if row[2] else [episode])
 
     def episode(self, scope: str, id: str) -> Episode | None:
         """See `RecordStore`."""
@@ -106,8 +120,10 @@ class Journal:
     def abandoned(self, scope: str) -> list[str]:
         """See `RecordStore`."""
         with self._files.read() as c:
-            sql = "SELECT id, owner FROM episodes WHERE scope = ? AND closed_at IS NULL AND erased = 0 ORDER BY id"
-            return [id for id, owner in c.execute(sql, (scope,)).fetchall() if alive(owner) is False]
+            sql = """SELECT id, owner, opened_at FROM episodes
+                     WHERE scope = ? AND closed_at IS NULL AND erased = 0 ORDER BY id"""
+            rows = c.execute(sql, (scope,)).fetchall()
+        return [id for id, owner, opened in rows if forsaken(owner, opened, self._clock())]
 
     def claim(self, scope: str, owner: str, lease: float) -> Job | None:
         """See `RecordStore`."""
@@ -206,6 +222,13 @@ def count(c: sqlite3.Connection, scope: str, id: str, counter: str, by: int) -> 
     sql = f"""INSERT INTO utility (scope, id, {counter}) SELECT scope, id, max(0, ?1) FROM records
               WHERE scope = ?2 AND id = ?3 ON CONFLICT (scope, id) DO UPDATE SET {counter} = max(0, {counter} + ?1)"""
     c.execute(sql, (by, scope, id))
+
+
+def _queue_again(c: sqlite3.Connection, scope: str, key: str, episodes: Sequence[str]) -> None:
+    """Another round of a distillation that there was, or the first one of these episodes."""
+    again = "UPDATE jobs SET state = 'queued', claim = '', ready = 0, attempts = 0 WHERE scope = ? AND key = ?"
+    if not c.execute(again, (scope, key)).rowcount and episodes:
+        _queue(c, scope, key, episodes)
 
 
 def _queue(c: sqlite3.Connection, scope: str, key: str, episodes: Sequence[str]) -> None:
