@@ -115,7 +115,8 @@ def _cleaned(c: Context, record: Record, old: Record | None, verified: bool) -> 
             payload=redact_data(record.payload),
         )
     words = (record.content, record.trigger, record.kind, record.trust)
-    if old is not None and words == (old.content, old.trigger, old.kind, old.trust):
+    known = old is not None and old.status != "deleted"
+    if known and words == (old.content, old.trigger, old.kind, old.trust):
         return record
     return admitted(record, verified=verified)
 

@@ -143,6 +143,7 @@ class Memory(AsyncTwins):
         *,
         kinds: Collection[str] | None = None,
         episode: str | None = None,
+        place: str = "",
     ) -> list[Hit]:
         """What memory knows about a question, best first.
 
@@ -156,11 +157,12 @@ class Memory(AsyncTwins):
             as_of: as it was after a change (an integer) or at a time; the past is found by words.
             kinds: only records of these kinds.
             episode: the id of the episode that is shown the hits, so that they are judged by its end.
+            place: only records at this place and below it, such as `notes/ann`; see `Record`.
 
         Raises:
             EmbedderError: the vectors have another size than those stored under the same name.
         """
-        return drive(self._recall_steps(query, k, budget_tokens, as_of, kinds, episode), self._c.embedder)
+        return drive(self._recall_steps(query, k, budget_tokens, as_of, kinds, episode, place), self._c.embedder)
 
     def render(self, hits: Sequence[Hit]) -> str:
         """The hits as text for a prompt: data, never instructions; empty for no hits."""

@@ -17,7 +17,7 @@ from remnant.memory.record import KEPT, Record, changed
 
 @dataclass(frozen=True)
 class Add:
-    """Remember something new; a record with an id keeps it, others get one."""
+    """Remember something new; a record with an id keeps it, others get one. A deleted record's id is free again."""
 
     record: Record
 
@@ -85,7 +85,7 @@ def planned(ops: Sequence[Op], current: Mapping[str, Record], new_id: Callable[[
 
     def added(record: Record) -> Record:
         id = record.id or new_id()
-        if id in after or id in current:
+        if id in after or (id in current and current[id].status != "deleted"):
             raise ConfigError(f"record {id!r} exists already", do="update it, or leave the id out")
         after[id] = replace(record, id=id, **_cleared(record))
         return after[id]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
 
@@ -20,6 +20,19 @@ AsOf = int | float | datetime | None
 """A change's number (an integer), a time (seconds since 1970, or a datetime), or None for now."""
 
 
+@dataclass(frozen=True)
+class _Limits:
+    """What a recall may show besides being within the scope."""
+
+    moment: float
+    kinds: Collection[str] | None
+    place: str
+
+    def show(self, record: Record) -> bool:
+        kind = self.kinds is None or record.kind in self.kinds
+        return record.status == "active" and kind and record.valid_at(self.moment) and record.lies_in(self.place)
+
+
 def recall_steps(
     c: Context,
     text: str,
@@ -28,12 +41,13 @@ def recall_steps(
     as_of: AsOf = None,
     kinds: Collection[str] | None = None,
     episode: str | None = None,
+    place: str = "",
 ) -> Steps[list[Hit]]:
     """See `Memory.recall`."""
     try:
-        hits = yield from candidates(c, text, max(50, 5 * k), as_of, kinds)
+        hits = yield from candidates(c, text, max(50, 5 * k), as_of, kinds, place)
         model = Metered(c.llm, c.costs, "select") if c.llm else None
-        more = partial(_more, c, {hit.id for hit in hits}, as_of, kinds)
+        more = partial(_more, c, {hit.id for hit in hits}, as_of, _Limits(_moment(c, as_of), kinds, place))
         query = Query(text, k, budget_tokens, c.count_tokens, model, more)
         chosen = within(query, _selected(c, query, hits))
     except StoreError as error:
@@ -60,14 +74,14 @@ def _selected(c: Context, query: Query, hits: Sequence[Hit]) -> Sequence[Hit]:
         return hits
 
 
-def _more(c: Context, found: Collection[str], as_of: AsOf, kinds: Collection[str] | None, count: int) -> Sequence[Hit]:
+def _more(c: Context, found: Collection[str], as_of: AsOf, limits: _Limits, count: int) -> Sequence[Hit]:
     """See `Query.more`."""
-    number, moment = _number(c, as_of), _moment(c, as_of)
+    number = _number(c, as_of)
     hits: list[Hit] = []
     for record in c.store.snapshot(c.scope, number) if number is not None else _everything(c):
         if len(hits) >= count:
             break
-        if record.id not in found and _shown(record, moment, kinds):
+        if record.id not in found and limits.show(record):
             hits.append(Hit(record.id, record.content, 0.0, record, {}))
     return hits
 
@@ -80,28 +94,27 @@ def _everything(c: Context) -> Iterator[Record]:
 
 
 def candidates(
-    c: Context, text: str, count: int, as_of: AsOf = None, kinds: Collection[str] | None = None
+    c: Context, text: str, count: int, as_of: AsOf = None, kinds: Collection[str] | None = None, place: str = ""
 ) -> Steps[list[Hit]]:
     """The best records for a text, before any choice of the strategy's."""
-    number = _number(c, as_of)
+    number, limits = _number(c, as_of), _Limits(_moment(c, as_of), kinds, place)
     if number is not None and number < c.store.latest(c.scope):
-        return _historic(c, text, count, number, _moment(c, as_of), kinds)
-    found = dict(c.store.words(c.scope, terms(text), max(200, 4 * count)))
-    moment = _moment(c, as_of)
+        return _historic(c, text, count, number, limits)
+    found = dict(c.store.words(c.scope, terms(text), max(200, 4 * count), place))
     wanted = count
     while True:
-        ranked = yield from _ranked(c, text, found, wanted)
-        hits = _hits(c, ranked, count, moment, kinds)
+        ranked = yield from _ranked(c, text, found, wanted, place)
+        hits = _hits(c, ranked, count, limits)
         if len(hits) >= count or len(ranked) < wanted or wanted > 64 * count:
             break
         wanted *= 4
-        found = dict(c.store.words(c.scope, terms(text), 4 * wanted))
+        found = dict(c.store.words(c.scope, terms(text), 4 * wanted, place))
     if number is not None and number < c.store.latest(c.scope):  # somebody wrote while we looked
-        return _historic(c, text, count, number, moment, kinds)
+        return _historic(c, text, count, number, limits)
     return hits
 
 
-def _ranked(c: Context, text: str, words: dict[str, float], count: int) -> Steps[list[Scored]]:
+def _ranked(c: Context, text: str, words: dict[str, float], count: int, place: str) -> Steps[list[Scored]]:
     if c.embedder is None or not c.weight or not text.strip():
         return mix({}, words, 0.0, 0.0, 0.0)
     try:
@@ -111,38 +124,35 @@ def _ranked(c: Context, text: str, words: dict[str, float], count: int) -> Steps
             raise
         c.emit("embed_failed", error=str(error))
         return mix({}, words, 0.0, 0.0, 0.0)
-    found = c.scans.search(c, vector, count, list(words))
+    found = c.scans.search(c, vector, count, c.store.placed(c.scope, place) if place else list(words))
     if found is None:
         return mix({}, words, 0.0, 0.0, 0.0)
+    if place:  # the whole place is ranked, and by itself: what is nearest elsewhere says nothing about it
+        cosines = list(found.of.values()) or [0.0]
+        return mix(found.of, words, c.weight, min(cosines), max(cosines))
     return mix({**found.best, **found.of}, words, c.weight, found.low, found.high)
 
 
-def _hits(c: Context, ranked: Sequence[Scored], count: int, moment: float, kinds: Collection[str] | None) -> list[Hit]:
+def _hits(c: Context, ranked: Sequence[Scored], count: int, limits: _Limits) -> list[Hit]:
     hits: list[Hit] = []
     for start in range(0, len(ranked), count):
         part = ranked[start : start + count]
         records = c.store.get(c.scope, [item.id for item in part])
         for item in part:
             record = records.get(item.id)
-            if record is not None and _shown(record, moment, kinds):
+            if record is not None and limits.show(record):
                 hits.append(Hit(record.id, record.content, item.score, record, item.parts))
         if len(hits) >= count:
             break
     return hits[:count]
 
 
-def _historic(
-    c: Context, text: str, count: int, number: int, moment: float, kinds: Collection[str] | None
-) -> list[Hit]:
+def _historic(c: Context, text: str, count: int, number: int, limits: _Limits) -> list[Hit]:
     """The past is ranked by words only: the index holds the present."""
-    records = {r.id: r for r in c.store.snapshot(c.scope, number) if _shown(r, moment, kinds)}
+    records = {r.id: r for r in c.store.snapshot(c.scope, number) if limits.show(r)}
     scores = rank(terms(text), {id: c.strategy.index_text(record).words for id, record in records.items()})
     ranked = mix({}, dict(scores), 0.0, 0.0, 0.0)[:count]
     return [Hit(item.id, records[item.id].content, item.score, records[item.id], item.parts) for item in ranked]
-
-
-def _shown(record: Record, moment: float, kinds: Collection[str] | None) -> bool:
-    return record.status == "active" and record.valid_at(moment) and (kinds is None or record.kind in kinds)
 
 
 def _number(c: Context, as_of: AsOf) -> int | None:

@@ -10,7 +10,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, cast, get_args
 
@@ -93,9 +93,10 @@ class Record:
         valid_from: when it began to be true; None means always.
         valid_to: when it ceased to be true (exclusive); None means not yet.
         status: only `active` records are recalled.
+        place: a path inside the scope, such as `notes/ann`, that a recall may be limited to; empty is nowhere.
 
     Raises:
-        ConfigError: empty content, an unknown status, trust or outcome, or a bad interval.
+        ConfigError: empty content, an unknown status, trust or outcome, a bad interval or place.
 
     Source: `MemoryItem` of the specification of agent memory, 1.1.
     """
@@ -113,6 +114,7 @@ class Record:
     valid_from: float | None = None
     valid_to: float | None = None
     status: Status = "active"
+    place: str = ""
     id: str = ""
     scope: str = ""
     version: int = 0
@@ -135,6 +137,12 @@ class Record:
             raise ConfigError(f"confidence {self.confidence}", accepted="0 to 1")
         if self.valid_from is not None and self.valid_to is not None and self.valid_to < self.valid_from:
             raise ConfigError(f"valid to {self.valid_to}, before it is valid", accepted=f"{self.valid_from} or later")
+        if self.place and not all(self.place.split("/")):
+            raise ConfigError(f"place {self.place!r}", accepted="labels with one slash between two of them")
+
+    def lies_in(self, place: str) -> bool:
+        """Whether the record is at a place or below it; everything lies in the empty place."""
+        return not place or self.place == place or self.place.startswith(f"{place}/")
 
     def valid_at(self, moment: float) -> bool:
         """Whether the record is true at a moment."""
@@ -237,6 +245,20 @@ def check_scope(scope: str | Mapping[str, str] | None) -> str:
     if not isinstance(scope, str) or not scope.strip():
         raise ConfigError(f"scope {scope!r}", accepted="a name, or names such as {'tenant': 'a', 'user': 'u'}")
     return scope
+
+
+def place_of(labels: Iterable[str]) -> str:
+    """Labels as a place, whatever characters they hold.
+
+    Example: place_of(["notes", "a/b"]) -> "notes/a%2Fb"
+    """
+    return "/".join(map(_escaped, labels))
+
+
+def labels_of(place: str) -> tuple[str, ...]:
+    """The labels that `place_of` was given."""
+    parts = place.split("/") if place else []
+    return tuple(part.replace("%3D", "=").replace("%2F", "/").replace("%25", "%") for part in parts)
 
 
 def _escaped(value: str) -> str:

@@ -160,8 +160,18 @@ class RecordStore(Protocol):
         """
         ...
 
-    def words(self, scope: str, terms: Sequence[str], limit: int) -> list[tuple[str, float]]:
-        """(id, BM25) of the active records that hold one of the terms, best first."""
+    def words(self, scope: str, terms: Sequence[str], limit: int, place: str = "") -> list[tuple[str, float]]:
+        """(id, BM25) of the active records that hold one of the terms, best first; of one place if it is named."""
+        ...
+
+    def placed(
+        self, scope: str, place: str, *, statuses: Sequence[str] = ("active",), limit: int = -1, offset: int = 0
+    ) -> list[str]:
+        """Ids of the records at a place (not empty) and below it, the one changed last first; -1 is no limit."""
+        ...
+
+    def places(self, scope: str, place: str, *, statuses: Sequence[str] = ("active",)) -> list[str]:
+        """The places, at this one (not empty) and below it, that hold a record; sorted."""
         ...
 
     def stamp(self, scope: str) -> tuple[int, int]:

@@ -38,9 +38,10 @@ class AsyncTwins:
         *,
         kinds: Collection[str] | None = None,
         episode: str | None = None,
+        place: str = "",
     ) -> list[Hit]:
         """See `Memory.recall`."""
-        return await adrive(self._recall_steps(query, k, budget_tokens, as_of, kinds, episode), self._c.embedder)
+        return await adrive(self._recall_steps(query, k, budget_tokens, as_of, kinds, episode, place), self._c.embedder)
 
     async def aadd(self, items: str | Record | Iterable[str | Record]) -> list[str]:
         """See `Memory.add`."""
@@ -132,10 +133,11 @@ class AsyncTwins:
         as_of: AsOf,
         kinds: Collection[str] | None,
         episode: str | None,
+        place: str,
     ) -> Steps[list[Hit]]:
         text = query.task if isinstance(query, Episode) else query
         seen_by = query.id if isinstance(query, Episode) and episode is None else episode
-        return recall_steps(self._c, text, k, budget_tokens, as_of, kinds, seen_by)
+        return recall_steps(self._c, text, k, budget_tokens, as_of, kinds, seen_by, place)
 
     def _open_episode(
         self, task: str, id: str | None, group: str, metadata: Mapping[str, Any] | None, resumable: bool

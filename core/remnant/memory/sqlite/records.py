@@ -21,6 +21,7 @@ from remnant.memory.store import Version, Write
 _FIELDS = "r.id, r.version, r.created_at, r.observed_at, r.data, u.retrieved, u.used, u.helped, u.harmed, u.last_used"
 _FROM = "FROM records r LEFT JOIN utility u ON u.scope = r.scope AND u.id = r.id"
 _CHUNK = 500
+_IN_PLACE = "place <> '' AND (place = ? OR (place > ? AND place < ?))"
 _NEXT_SCOPE = """SELECT min(scope) FROM (
   SELECT min(scope) AS scope FROM records WHERE scope > ?1 UNION ALL
   SELECT min(scope) FROM changes WHERE scope > ?1 UNION ALL
@@ -183,23 +184,24 @@ class Records:
         created, words = (old[5] if old else now), spread(write.words)
         new = replace(record, scope=scope, version=write.expected + 1, created_at=created, observed_at=now)
         data = record_json(new)
-        values = (new.version, new.status, tenant(scope), words, created, now, data, scope, new.id)
+        labels = tenant(scope, new.place)
+        values = (new.version, new.status, labels, words, created, now, new.place, data, scope, new.id)
         if old:
             c.execute(
                 """UPDATE records SET version = ?, status = ?, tenant = ?, words = ?, created_at = ?, observed_at = ?,
-                   data = ? WHERE scope = ? AND id = ?""",
+                   place = ?, data = ? WHERE scope = ? AND id = ?""",
                 values,
             )
             number = old[0]
         else:
             number = c.execute(
-                """INSERT INTO records (version, status, tenant, words, created_at, observed_at, data, scope, id)
-                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
+                """INSERT INTO records (version, status, tenant, words, created_at, observed_at, place, data, scope, id)
+                   VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)""",
                 values,
             ).lastrowid
         if new.status == "active" and self._files.fts5:
             sql = "INSERT INTO word_index (rowid, tenant, words) VALUES (?, ?, ?)"
-            c.execute(sql, (number, tenant(scope), words))
+            c.execute(sql, (number, labels, words))
         c.execute("INSERT INTO versions VALUES (?, ?, ?, ?, ?)", (scope, new.id, new.version, change, data))
         c.execute("DELETE FROM vectors WHERE scope = ? AND id = ? AND digest <> ?", (scope, new.id, write.digest))
         for model, vector in write.vectors.items():
@@ -212,15 +214,32 @@ class Records:
             sql = "INSERT INTO word_index (word_index, rowid, tenant, words) VALUES ('delete', ?, ?, ?)"
             c.execute(sql, (number, tenant, words))
 
-    def words(self, scope: str, terms: Sequence[str], limit: int) -> list[tuple[str, float]]:
+    def placed(
+        self, scope: str, place: str, *, statuses: Sequence[str] = ("active",), limit: int = -1, offset: int = 0
+    ) -> list[str]:
+        """See `RecordStore`."""
+        sql = f"""SELECT id FROM records WHERE scope = ? AND {_IN_PLACE} AND status IN ({_marks(statuses)})
+                  ORDER BY observed_at DESC, id LIMIT ? OFFSET ?"""
+        with self._files.read() as c:
+            rows = c.execute(sql, (scope, *_bounds(place), *statuses, limit, offset)).fetchall()
+        return [id for (id,) in rows]
+
+    def places(self, scope: str, place: str, *, statuses: Sequence[str] = ("active",)) -> list[str]:
+        """See `RecordStore`."""
+        sql = f"""SELECT DISTINCT place FROM records WHERE scope = ? AND {_IN_PLACE}
+                  AND status IN ({_marks(statuses)}) ORDER BY place"""
+        with self._files.read() as c:
+            return [found for (found,) in c.execute(sql, (scope, *_bounds(place), *statuses)).fetchall()]
+
+    def words(self, scope: str, terms: Sequence[str], limit: int, place: str = "") -> list[tuple[str, float]]:
         """See `RecordStore`; without FTS5 the same formula runs in Python, slower."""
         if not terms:
             return []
         with self._files.read() as c:
             if not self._files.fts5:
-                rows = c.execute("SELECT id, words FROM records WHERE scope = ? AND status = 'active'", (scope,))
-                return rank(terms, dict(rows.fetchall()))[:limit]
-            return self._words.found(c, scope, terms, limit)
+                sql = f"SELECT id, words FROM records WHERE scope = ? AND status = 'active' AND (? = '' OR {_IN_PLACE})"
+                return rank(terms, dict(c.execute(sql, (scope, place, *_bounds(place))).fetchall()))[:limit]
+            return self._words.found(c, scope, terms, limit, place)
 
     def vectors(self, scope: str, model: str, since: int | None = None) -> list[tuple[str, bytes | None]]:
         """See `RecordStore`."""
@@ -258,6 +277,11 @@ class Records:
             sql = "SELECT length(vector) / 4 FROM vectors WHERE scope = ? AND model = ? LIMIT 1"
             row = c.execute(sql, (scope, model)).fetchone()
         return row[0] if row else None
+
+
+def _bounds(place: str) -> tuple[str, str, str]:
+    """What `_IN_PLACE` compares with: `0` is the character after the slash."""
+    return place, f"{place}/", f"{place}0"
 
 
 def bump(c: sqlite3.Connection, scope: str) -> None:

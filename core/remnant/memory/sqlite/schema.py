@@ -15,8 +15,9 @@ _FIRST = """
 CREATE TABLE records (
   number INTEGER PRIMARY KEY, scope TEXT NOT NULL, id TEXT NOT NULL, version INTEGER NOT NULL,
   status TEXT NOT NULL, tenant TEXT NOT NULL, words TEXT NOT NULL, created_at REAL NOT NULL,
-  observed_at REAL NOT NULL, data TEXT NOT NULL, UNIQUE (scope, id));
+  observed_at REAL NOT NULL, place TEXT NOT NULL, data TEXT NOT NULL, UNIQUE (scope, id));
 CREATE INDEX records_by_status ON records (scope, status, id);
+CREATE INDEX records_by_place ON records (scope, place, status, observed_at, id) WHERE place <> '';
 CREATE TABLE changes (
   number INTEGER PRIMARY KEY AUTOINCREMENT, scope TEXT NOT NULL, time REAL NOT NULL,
   actor TEXT NOT NULL, reason TEXT NOT NULL, undoes INTEGER NOT NULL DEFAULT 0);

@@ -33,7 +33,7 @@ class WordSearch:
         """Know nothing yet."""
         self._everywhere: dict[str, tuple[int, bool]] = {}
 
-    def found(self, c: sqlite3.Connection, scope: str, terms: Sequence[str], limit: int) -> list[Row]:
+    def found(self, c: sqlite3.Connection, scope: str, terms: Sequence[str], limit: int, place: str = "") -> list[Row]:
         """The best matches with their BM25, best first.
 
         A file of at most `MOST_RANKED` records is ranked whole. In a larger one every document that holds
@@ -42,7 +42,7 @@ class WordSearch:
         """
         most = max(MOST_RANKED, 4 * limit)
         rows: int = c.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()[0]
-        within = _within(c, scope)
+        within = _within(c, scope, place)
         if rows <= most:
             return _sorted(dict(c.execute(_BEST, (within + _any(terms), limit, scope)).fetchall()))
         counts = {word: _count(c, within + _any([word]), most + 1) for word in terms}
@@ -73,9 +73,15 @@ class WordSearch:
         return known[1]
 
 
-def tenant(scope: str) -> str:
-    """The scope as one word of the word index; the row's own scope is compared as well."""
-    return "x" + hashlib.sha256(scope.encode("utf-8", "surrogatepass")).hexdigest()[:24]
+def tenant(scope: str, place: str = "") -> str:
+    """The scope as one word of the word index, and one for each place the record lies in; the rows are compared too."""
+    labels = place.split("/") if place else []
+    return " ".join((_word(scope), *(_word(scope, "/".join(labels[: i + 1])) for i in range(len(labels)))))
+
+
+def _word(scope: str, place: str = "") -> str:
+    name = f"{scope}\0{place}" if place else scope
+    return ("y" if place else "x") + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 def _rare(counts: dict[str, int], most: int) -> list[str]:
@@ -90,10 +96,12 @@ def _rare(counts: dict[str, int], most: int) -> list[str]:
     return rare if any(counts[word] for word in rare) else []
 
 
-def _within(c: sqlite3.Connection, scope: str) -> str:
-    """The scope's word, which all its documents hold; a file of one scope does without it, faster."""
+def _within(c: sqlite3.Connection, scope: str, place: str) -> str:
+    """The word of the place or the scope, which all its documents hold; a file of one scope needs none, faster."""
+    if place:
+        return f'tenant : "{_word(scope, place)}" AND '
     sql = "SELECT EXISTS (SELECT 1 FROM records WHERE scope < ?1) OR EXISTS (SELECT 1 FROM records WHERE scope > ?1)"
-    return f'tenant : "{tenant(scope)}" AND ' if c.execute(sql, (scope,)).fetchone()[0] else ""
+    return f'tenant : "{_word(scope)}" AND ' if c.execute(sql, (scope,)).fetchone()[0] else ""
 
 
 def _any(words: Sequence[str]) -> str:
