@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from remnant_langchain.scaling import amatts, matts
     from remnant_langchain.store import MemoryStore
     from remnant_langchain.tools import memory_tools
-    from remnant_langchain.verdict import judge, rules
 
 _MODULES = {
     "callback": "memory_callback",
@@ -32,7 +31,6 @@ _MODULES = {
     "scaling": "amatts matts",
     "store": "MemoryStore",
     "tools": "memory_tools",
-    "verdict": "judge rules",
 }
 
 __all__ = [
@@ -45,11 +43,9 @@ __all__ = [
     "RoutedRetriever",
     "RouterMiddleware",
     "amatts",
-    "judge",
     "matts",
     "memory_callback",
     "memory_tools",
-    "rules",
 ]
 
 __getattr__, __dir__ = attach(
