@@ -71,3 +71,15 @@ def rank(query: Sequence[str], documents: Mapping[str, str]) -> list[tuple[str, 
             often, length = counts[id][word], sum(counts[id].values())
             scores[id] = scores.get(id, 0.0) + idf * often * (K1 + 1) / (often + K1 * (1 - B + B * length / mean))
     return sorted(scores.items(), key=lambda item: (-item[1], item[0]))
+
+
+def rare_words(counts: dict[str, int], most: int) -> list[str]:
+    """The rarest words, while their documents are `most` at most; none if no document holds one of these."""
+    rare: list[str] = []
+    total = 0
+    for word in sorted(counts, key=counts.__getitem__):
+        total += counts[word]
+        if total > most:
+            break
+        rare.append(word)
+    return rare if any(counts[word] for word in rare) else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -59,6 +60,18 @@ def episode_of(scope: str, row: Row, steps: tuple[Mapping[str, Any], ...] = ()) 
 def lease_over(owner: str, until: float, now: float, lease: float) -> bool:
     """A lease is over when its holder is gone, or it ran out; one too far ahead is a clock that jumped."""
     return alive(owner) is False or until <= now or until > now + 2 * lease
+
+
+def tenant(scope: str, place: str = "") -> list[str]:
+    """What a word index holds besides a record's words: a word for its scope, and one for each place it lies in."""
+    labels = place.split("/") if place else []
+    return [tenant_word(scope), *(tenant_word(scope, "/".join(labels[: i + 1])) for i in range(len(labels)))]
+
+
+def tenant_word(scope: str, place: str = "") -> str:
+    """The word that all records of a scope hold, or all at a place of it and below."""
+    name = f"{scope}\0{place}" if place else scope
+    return ("y" if place else "x") + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
 
 
 def _whole(text: str) -> str:

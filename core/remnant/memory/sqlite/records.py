@@ -13,9 +13,9 @@ from remnant.index.words import rank, spread
 from remnant.memory.episode import Job
 from remnant.memory.errors import ConflictError, JobLost
 from remnant.memory.record import Record
-from remnant.memory.rows import record_json, record_of, version_of
+from remnant.memory.rows import record_json, record_of, tenant, version_of
 from remnant.memory.sqlite.connection import Connections
-from remnant.memory.sqlite.words import WordSearch, tenant
+from remnant.memory.sqlite.words import WordSearch
 from remnant.memory.store import Version, Write
 
 _FIELDS = "r.id, r.version, r.created_at, r.observed_at, r.data, u.retrieved, u.used, u.helped, u.harmed, u.last_used"
@@ -184,7 +184,7 @@ class Records:
         created, words = (old[5] if old else now), spread(write.words)
         new = replace(record, scope=scope, version=write.expected + 1, created_at=created, observed_at=now)
         data = record_json(new)
-        labels = tenant(scope, new.place)
+        labels = " ".join(tenant(scope, new.place))
         values = (new.version, new.status, labels, words, created, now, new.place, data, scope, new.id)
         if old:
             c.execute(

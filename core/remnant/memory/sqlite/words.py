@@ -7,11 +7,11 @@ that half of all documents hold no weight, so these are not even looked at.
 
 from __future__ import annotations
 
-import hashlib
 import sqlite3
 from collections.abc import Sequence
 
-from remnant.index.words import match_expression
+from remnant.index.words import match_expression, rare_words
+from remnant.memory.rows import tenant_word
 
 MOST_RANKED = 1000
 """Documents that hold a rare word of a query, at most; what is rare follows from it."""
@@ -46,7 +46,7 @@ class WordSearch:
         if rows <= most:
             return _sorted(dict(c.execute(_BEST, (within + _any(terms), limit, scope)).fetchall()))
         counts = {word: _count(c, within + _any([word]), most + 1) for word in terms}
-        rare = _rare(counts, most)
+        rare = rare_words(counts, most)
         common = [word for word in terms if word not in rare]
         heavy = [word for word in common if not self._weightless(c, word, rows)]
         if not rare:
@@ -73,35 +73,12 @@ class WordSearch:
         return known[1]
 
 
-def tenant(scope: str, place: str = "") -> str:
-    """The scope as one word of the word index, and one for each place the record lies in; the rows are compared too."""
-    labels = place.split("/") if place else []
-    return " ".join((_word(scope), *(_word(scope, "/".join(labels[: i + 1])) for i in range(len(labels)))))
-
-
-def _word(scope: str, place: str = "") -> str:
-    name = f"{scope}\0{place}" if place else scope
-    return ("y" if place else "x") + hashlib.sha256(name.encode("utf-8", "surrogatepass")).hexdigest()[:24]
-
-
-def _rare(counts: dict[str, int], most: int) -> list[str]:
-    """The rarest words, while their documents are `most` at most; none if no document holds one of these."""
-    rare: list[str] = []
-    total = 0
-    for word in sorted(counts, key=counts.__getitem__):
-        total += counts[word]
-        if total > most:
-            break
-        rare.append(word)
-    return rare if any(counts[word] for word in rare) else []
-
-
 def _within(c: sqlite3.Connection, scope: str, place: str) -> str:
     """The word of the place or the scope, which all its documents hold; a file of one scope needs none, faster."""
     if place:
-        return f'tenant : "{_word(scope, place)}" AND '
+        return f'tenant : "{tenant_word(scope, place)}" AND '
     sql = "SELECT EXISTS (SELECT 1 FROM records WHERE scope < ?1) OR EXISTS (SELECT 1 FROM records WHERE scope > ?1)"
-    return f'tenant : "{_word(scope)}" AND ' if c.execute(sql, (scope,)).fetchone()[0] else ""
+    return f'tenant : "{tenant_word(scope)}" AND ' if c.execute(sql, (scope,)).fetchone()[0] else ""
 
 
 def _any(words: Sequence[str]) -> str:
