@@ -39,8 +39,8 @@ def test_each_way_to_end_has_its_prompt_and_lessons_are_found_by_the_task(make: 
     assert {hit.text for hit in hits} == {"filter\nwhen filter\ndo filter", "sort\nwhen sort\ndo sort"}
     record = hits[0].record
     assert (record.kind, record.trigger, record.outcome) == ("strategy", "buy the cheapest lamp", "success")
-    assert record.payload["experience"] == good
-    assert record.provenance[0].prompt_version == "reasoningbank-1"
+    assert record.payload["learnt"] == {good: {}}
+    assert record.provenance[0].prompt_version == "reasoningbank-2"
     assert memory.recall("return a desk")[0].record.outcome == "failure"
     assert memory.recall("filter") == []  # the task finds it, not its own words
 
@@ -125,7 +125,7 @@ def test_a_group_is_contrasted_once_with_its_labels(make: Make):
     assert "which ended in failure:" in model.prompts[0]
     hits = memory.recall("lamp")
     assert len(hits) == 5
-    assert {(hit.record.outcome, hit.record.payload["experience"]) for hit in hits} == {("unknown", "g")}
+    assert {(hit.record.outcome, *hit.record.payload["learnt"]) for hit in hits} == {("unknown", "g")}
 
 
 def test_too_many_lessons_are_asked_for_again_and_nonsense_is_given_up(make: Make):
@@ -152,16 +152,16 @@ def test_empty_and_repeated_lessons_are_dropped(make: Make):
 def test_a_lesson_learnt_again_is_marked_not_stored_twice_and_feedback_takes_it_back(make: Make):
     model = ScriptedChatModel([("ended in success", _items("a")), ("ended in failure", _items("b"))])
     memory = make(strategy="reasoningbank", llm=model)
-    _run(memory, "lamp")
+    first = _run(memory, "lamp")
     second = _run(memory, "lamp")
     (hit,) = memory.recall("lamp")
-    assert hit.record.payload["again"] == [second]
+    assert set(hit.record.payload["learnt"]) == {first, second}
     memory.feedback(second, success=True)
-    assert memory.recall("lamp")[0].record.payload["again"] == [second]
+    assert set(memory.recall("lamp")[0].record.payload["learnt"]) == {first, second}
     memory.feedback(second, success=False)
     (old, new) = sorted(make(strategy=ReasoningBank(2)).recall("lamp"), key=lambda hit: hit.text)
-    assert "again" not in old.record.payload
-    assert new.record.payload["experience"] == second
+    assert set(old.record.payload["learnt"]) == {first}
+    assert set(new.record.payload["learnt"]) == {second}
     assert memory.stats()["active"] == 2
 
 
@@ -174,8 +174,8 @@ def test_each_episode_is_distilled_once_and_only_in_its_scope(make: Make):
     assert len(model.prompts) == 1
     other = memory.scoped("tenant-b")
     assert other.recall("lamp") == []
-    _run(other, "lamp")
-    assert "again" not in other.recall("lamp")[0].record.payload
+    own = _run(other, "lamp")
+    assert set(other.recall("lamp")[0].record.payload["learnt"]) == {own}
 
 
 def test_lessons_from_tools_wait_unless_the_episode_succeeded_or_the_tools_are_ours(make: Make):
