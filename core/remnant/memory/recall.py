@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
@@ -16,6 +16,7 @@ from remnant.memory.llm import Metered
 from remnant.memory.record import Hit, Record
 from remnant.memory.strategy import Query, within
 
+Where = Callable[[Record], bool]
 AsOf = int | float | datetime | None
 """A change's number (an integer), a time (seconds since 1970, or a datetime), or None for now."""
 
@@ -27,10 +28,13 @@ class _Limits:
     moment: float
     kinds: Collection[str] | None
     place: str
+    where: Where | None = None
 
     def show(self, record: Record) -> bool:
-        kind = self.kinds is None or record.kind in self.kinds
-        return record.status == "active" and kind and record.valid_at(self.moment) and record.lies_in(self.place)
+        if record.status != "active" or (self.kinds is not None and record.kind not in self.kinds):
+            return False
+        shown = record.valid_at(self.moment) and record.lies_in(self.place)
+        return shown and (self.where is None or self.where(record))
 
 
 def recall_steps(
@@ -94,10 +98,16 @@ def _everything(c: Context) -> Iterator[Record]:
 
 
 def candidates(
-    c: Context, text: str, count: int, as_of: AsOf = None, kinds: Collection[str] | None = None, place: str = ""
+    c: Context,
+    text: str,
+    count: int,
+    as_of: AsOf = None,
+    kinds: Collection[str] | None = None,
+    place: str = "",
+    where: Where | None = None,
 ) -> Steps[list[Hit]]:
-    """The best records for a text, before any choice of the strategy's."""
-    number, limits = _number(c, as_of), _Limits(_moment(c, as_of), kinds, place)
+    """The best records for a text, before any choice of the strategy's; with `where`, of those it is true for."""
+    number, limits = _number(c, as_of), _Limits(_moment(c, as_of), kinds, place, where)
     if number is not None and number < c.store.latest(c.scope):
         return _historic(c, text, count, number, limits)
     found = dict(c.store.words(c.scope, terms(text), max(200, 4 * count), place))
