@@ -1,13 +1,15 @@
 """Memories are shown as data, and credentials are never kept."""
 
 import re
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from remnant.errors import ConfigError
-from remnant.memory import Memory, Record, find_secrets, reads_like_a_command, redact
+from remnant.memory import Memory, Record, find_secrets, reads_like_a_command, redact, render_data
 
 Make = Callable[..., Memory]
 
@@ -38,6 +40,19 @@ def test_commands_are_seen_and_wait(memory: Memory, text: str):
 def test_harmless_texts_pass(memory: Memory, text: str):
     memory.add(Record(text, trust="tool"))
     assert memory.recall(text)
+
+
+def test_the_fence_stays_while_the_memories_do_and_cannot_be_foreseen(memory: Memory):
+    memory.add(["tea without milk", "coffee with milk"])
+    tea, both = memory.recall("tea", k=1), memory.recall("tea coffee milk", k=2)
+    assert render_data(tea) == render_data(memory.recall("tea", k=1))
+    assert render_data(tea).splitlines()[-1] != render_data(both).splitlines()[-1]
+    code = (
+        "from remnant.memory import Hit, Record, render_data; "
+        "print(render_data([Hit('1', 'x', 1.0, Record('x', id='1'), {})]).splitlines()[-1])"
+    )
+    fences = {subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout for _ in range(2)}
+    assert len(fences) == 2
 
 
 def test_memories_are_rendered_as_data_inside_a_fence_they_cannot_close(memory: Memory):
