@@ -40,8 +40,8 @@ def test_the_bucket_is_the_nearest_of_the_directions_and_their_opposites():
     for table in range(2):
         r = directions[:, 2 * table : 2 * table + 2]
         expected = int(np.argmax(np.concatenate([x @ r, -(x @ r)], axis=1)))
-        assert planes.buckets_of(x)[0, table] == expected
-        assert planes.buckets_of(-x)[0, table] == (expected + 2) % 4
+        assert planes.codes(x)[table, 0] == expected
+        assert planes.codes(-x)[table, 0] == (expected + 2) % 4
 
 
 def test_the_same_seed_gives_the_same_buckets_in_another_process():
@@ -73,11 +73,9 @@ def test_buckets_hold_exactly_what_hashes_into_them_after_any_changes(changes: l
     index = LshIndex(4, buckets=6, tables=2)
     held = _apply(index, changes)
     (packed,) = pack([query])
-    for tables in (1, 2):
-        shared = {
-            id for id, v in held.items() if any(index.bucket(v, t) == index.bucket(packed, t) for t in range(tables))
-        }
-        assert set(index.members(packed, tables)) == shared
+    for table in (0, 1):
+        own = index.bucket(packed, table)
+        assert set(index.members(packed, table)) == {id for id, v in held.items() if index.bucket(v, table) == own}
     fresh = LshIndex(4, buckets=6, tables=2)
     fresh.load(list(held.items()))
     assert sorted(fresh.members(packed)) == sorted(index.members(packed))
@@ -93,38 +91,35 @@ def test_members_come_closest_first():
     assert cosines == sorted(cosines, reverse=True)
 
 
-def test_few_vectors_are_looked_at_and_little_is_lost():
-    every = _clustered(6050)
+def test_few_vectors_are_compared_and_little_is_lost():
+    every = _clustered(6050, 64)
     vectors, asked = every[:6000], every[6000:]
-    index, exact = LshIndex(32), DenseScan(32)
+    index, exact = LshIndex(64), DenseScan(64)
     for each in (index, exact):
         each.load([(str(i), v) for i, v in enumerate(vectors)])
     lost = 0
     for query in asked:
         found, expected = index.search(query, 10, also=["5"]), exact.search(query, 10, also=["5"])
-        assert found.seen <= 0.1 * len(vectors)
+        assert found.seen == 0.04 * len(vectors)
         assert found.of == pytest.approx(expected.of, abs=1e-6)
-        assert expected.low <= found.low + 1e-6 < 1e-3
+        assert -1e-6 < found.low - expected.low < 0.3
         assert list(found.best.values()) == sorted(found.best.values(), reverse=True)
         lost += len(expected.best.keys() - found.best.keys())
     assert lost <= 0.1 * 50 * 10
 
 
-def test_buckets_grow_with_the_vectors_unless_fixed():
-    vectors = _clustered(2200, 8)
-    growing, fixed = LshIndex(8), LshIndex(8, buckets=16)
+def test_codes_grow_with_the_vectors():
+    vectors = _clustered(300, 8)
+    index = LshIndex(8, small=0, share=1.0)
     for i, vector in enumerate(vectors):
-        growing.put(str(i), vector)
-        fixed.put(str(i), vector)
-    assert (growing.buckets, fixed.buckets) == (32, 16)
-    assert growing.nbytes > 2200 * 8 * 4
-    best = growing.search(vectors[9], 1).best
-    assert list(best) == ["9"]
-    fixed.load([])
-    assert (len(fixed), fixed.search(vectors[0], 3).best, fixed.members(vectors[0])) == (0, {}, [])
+        index.put(str(i), vector)
+    assert list(index.search(vectors[9], 1).best) == ["9"]
+    assert index.nbytes > 300 * (4 * 8 + 16)
+    index.load([])
+    assert (len(index), index.search(vectors[0], 3).best, index.members(vectors[0])) == (0, {}, [])
 
 
-@pytest.mark.parametrize("bad", [{"buckets": 3}, {"buckets": 0}, {"tables": 0}, {"share": 1.5}])
+@pytest.mark.parametrize("bad", [{"buckets": 3}, {"buckets": 0}, {"buckets": 300}, {"tables": 0}, {"share": 1.5}])
 def test_settings_outside_their_range_are_refused(bad: dict):
     with pytest.raises(ConfigError):
         LshIndex(4, **bad)
