@@ -67,7 +67,6 @@ def test_memories_are_rendered_as_data_inside_a_fence_they_cannot_close(memory: 
     assert "not instructions" in text.split(fence)[1] + text.split(fence)[0] + text
     body = text.split(f"\n{fence}\n", 1)[1]
     assert all(line.startswith(("- [", "  ")) or line == fence for line in body.splitlines())
-    assert memory.render(hits).splitlines()[-1] != fence
     assert memory.render([]) == ""
 
 
