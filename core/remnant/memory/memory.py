@@ -30,6 +30,9 @@ from remnant.progress import Progress, silent
 
 Write = Literal["background", "inline", "manual"]
 
+_STORE_SETTINGS = ("synchronous", "schema")
+_OPTIONS = {"sqlite": ("clock", "synchronous"), "postgresql": ("clock", "schema", "size", "wait", "vacuum")}
+
 
 class Memory(AsyncTwins):
     """What an agent remembers, in one scope of one store; safe to share between threads.
@@ -63,7 +66,7 @@ class Memory(AsyncTwins):
         """Open a memory; a file that does not exist is created.
 
         Args:
-            path_or_url: a file, `:memory:`, or an address that a backend knows.
+            path_or_url: a file, `:memory:`, `sqlite:///file` or `postgresql://user@host:port/database`.
             strategy: its name or an object.
             scope: whose memory: a name, or names such as `{"tenant": "a", "user": "u"}`. Nothing is
                 readable or writable outside it.
@@ -73,13 +76,14 @@ class Memory(AsyncTwins):
                 are closed, or `manual`, on `flush`.
             store: a backend of one's own, or one from `open_store`; the path is then only a name.
             recover: close the episodes of processes that are gone. A tool that only looks leaves them.
-            settings: `weight`, `secrets`, `clock`, `count_tokens`, `strict` of `Context`.
+            settings: `weight`, `secrets`, `clock`, `count_tokens`, `strict` of `Context`; `synchronous` of a file
+                (`normal` or `full`), `schema` of a server.
 
         Raises:
             ConfigError: no scope, an unknown strategy or setting.
             StoreError: the file cannot be opened or is not ours.
         """
-        accepted = ("weight", "secrets", "clock", "count_tokens", "strict")
+        accepted = ("weight", "secrets", "clock", "count_tokens", "strict", *_STORE_SETTINGS)
         for name in settings:
             if name not in accepted:
                 raise unknown("setting", name, accepted)
@@ -90,8 +94,9 @@ class Memory(AsyncTwins):
         if settings.get("secrets", "redact") not in ("redact", "refuse", "keep"):
             raise unknown("secrets", str(settings["secrets"]), ("redact", "refuse", "keep"))
         checked, found = check_scope(scope), find_strategy(strategy)
+        for_store = {name: settings.pop(name) for name in _STORE_SETTINGS if name in settings}
         clock = {"clock": settings["clock"]} if "clock" in settings else {}
-        backend = store or open_store(path_or_url, **clock)
+        backend = store or open_store(path_or_url, **clock, **for_store)
         context = Context(backend, checked, found, llm, embedder, **settings)
         made = cls(context, Worker() if write == "background" else None, write, recover)
         atexit.register(_at_exit, weakref.ref(made))
@@ -397,18 +402,27 @@ def open_store(path_or_url: str | Path, *, read_only: bool = False, **options: A
     """Open the store that a path or an address names, as `Memory.open` does.
 
     Args:
-        path_or_url: a file, `:memory:`, or an address that a backend knows.
+        path_or_url: a file, `:memory:`, `sqlite:///file` or `postgresql://user@host:port/database`.
         read_only: nothing is created, migrated or written.
-        options: `clock` of the backend.
+        options: of `SqliteStore` or `PostgresStore`, for example `clock`.
 
     Raises:
-        ConfigError: no backend has that address.
+        ConfigError: no backend has that address, or it has no such option.
+        MissingExtra: what the backend needs is not installed.
         StoreError: it cannot be opened, or is not ours.
     """
     text = str(path_or_url)
     scheme, found, rest = text.partition("://")
+    if found and scheme not in ("sqlite", "postgres", "postgresql"):
+        raise unknown("backend", scheme, ("sqlite", "postgresql"), do="name a file, or an address of one of these")
+    accepted = _OPTIONS["postgresql" if found and scheme != "sqlite" else "sqlite"]
+    for name in options:
+        if name not in accepted:
+            raise unknown("setting of this store", name, accepted)
     if found and scheme != "sqlite":
-        raise unknown("backend", scheme, ("sqlite",), do="name a file")
+        from remnant.memory.postgres import PostgresStore
+
+        return PostgresStore(text, read_only=read_only, **options)
     from remnant.memory.sqlite import SqliteStore
 
     return SqliteStore(rest.removeprefix("/") if found else text, read_only=read_only, **options)

@@ -70,8 +70,9 @@ class Receipt:
         steps: steps of the journal, of the episodes they came from.
         episodes: ids of those episodes; a stub without text is left of each.
         derived: ids of records made from them, which are kept; forget them too if they tell.
-        clean: no byte of it is left in the store's files. False: another process was reading; the
-            next `forget` or `compact` cleans up.
+        clean: no byte of it is left in the files of the store's data. False: another process was reading, or the
+            store cleans up at leisure; the next `forget` or `compact` may do so.
+        remains: where bytes of it may still lie, in words: what no store on a server can reach, and what is not clean.
     """
 
     ids: tuple[str, ...]
@@ -82,6 +83,7 @@ class Receipt:
     episodes: tuple[str, ...]
     derived: tuple[str, ...]
     clean: bool
+    remains: tuple[str, ...] = ()
 
 
 class RecordStore(Protocol):

@@ -22,7 +22,7 @@ class SqliteStore(Records, Journal, Erase):
 
     Args:
         path: the file; `:memory:` is a temporary file that goes with the store.
-        synchronous: `NORMAL` survives `kill -9`; `FULL` also a loss of power, more slowly.
+        synchronous: `normal` survives `kill -9`; `full` also a loss of power, more slowly.
         clock: seconds since 1970.
         read_only: nothing is written: the file must exist, and one of an older schema is refused, not migrated.
 
@@ -34,7 +34,7 @@ class SqliteStore(Records, Journal, Erase):
         self,
         path: str | Path,
         *,
-        synchronous: str = "NORMAL",
+        synchronous: str = "normal",
         clock: Callable[[], float] = time.time,
         read_only: bool = False,
     ) -> None:

@@ -26,19 +26,19 @@ class Connections:
 
     Args:
         path: the file; created if it does not exist.
-        synchronous: `NORMAL` survives the death of the process, `FULL` also a loss of power.
+        synchronous: `normal` survives the death of the process, `full` also a loss of power.
         read_only: refuse every write; the file must exist and have the newest schema.
 
     Raises:
         StoreError: the file cannot be opened, is not a database, or has a newer schema.
     """
 
-    def __init__(self, path: Path, synchronous: str = "NORMAL", *, read_only: bool = False) -> None:
+    def __init__(self, path: Path, synchronous: str = "normal", *, read_only: bool = False) -> None:
         """See the class."""
-        if synchronous not in ("NORMAL", "FULL"):
-            raise ConfigError(f"synchronous {synchronous!r}", accepted=("NORMAL", "FULL"))
+        if synchronous.lower() not in ("normal", "full"):
+            raise ConfigError(f"synchronous {synchronous!r}", accepted=("normal", "full"))
         self.path = path
-        self._synchronous, self._read_only = synchronous, read_only
+        self._synchronous, self._read_only = synchronous.upper(), read_only
         self._local = threading.local()
         self._lock = threading.Lock()
         self._open: list[sqlite3.Connection] = []

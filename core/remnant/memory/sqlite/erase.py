@@ -54,7 +54,11 @@ class Erase:
         place = self._files.path
         for backup in place.parent.glob(f"{glob.escape(place.name)}.v*.backup"):
             backup.unlink()
-        return Receipt(tuple(gone), **counts, episodes=tuple(erased), derived=tuple(derived), clean=self.compact())
+        clean = self.compact()
+        remains = () if clean else ("free space in the file and its log, until nobody reads and `compact` runs",)
+        return Receipt(
+            tuple(gone), **counts, episodes=tuple(erased), derived=tuple(derived), clean=clean, remains=remains
+        )
 
     def compact(self) -> bool:
         """See `RecordStore`."""
