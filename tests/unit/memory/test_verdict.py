@@ -45,13 +45,20 @@ def test_manual_knows_nothing():
     [
         ("success", 0.9, "success"),
         ("failure", 0.9, "failure"),
-        ("success", 0.5, "unknown"),
+        ("impossible", 0.9, "unknown"),
         ("unknown", 1.0, "unknown"),
     ],
 )
 def test_judge_decides_when_it_is_sure(label: str, confidence: float, expected: str):
     reply = json.dumps({"reason": "r", "label": label, "confidence": confidence})
     assert judge(ScriptedChatModel([(".", reply)]))(ended(ANSWER)) == Verdict(expected, "judge")  # type: ignore[arg-type]
+
+
+def test_judge_that_is_not_sure_must_agree_with_itself():
+    replies = [json.dumps({"reason": "r", "label": label, "confidence": 0.5}) for label in ("success", "failure")]
+    model = ScriptedChatModel([(".", reply) for reply in replies], once=True)
+    assert judge(model)(ended(ANSWER)) == Verdict("unknown", "judge")
+    assert len(model.prompts) == 2
 
 
 def test_judge_is_not_asked_about_a_failure_that_shows():
