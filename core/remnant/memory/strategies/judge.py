@@ -68,11 +68,11 @@ class Judged:
         return f"Run {number}, which ended in {self.label}:\n{transcript(self.episode)}{why}"
 
 
-def judged(model: ChatModel, episodes: Sequence[Episode], *, ask: bool) -> list[Judged]:
+def judged(model: ChatModel | None, episodes: Sequence[Episode], *, ask: bool) -> list[Judged]:
     """The episodes whose end is known.
 
     Args:
-        model: judges the episodes without a verdict that show at least one step.
+        model: judges the episodes without a verdict that show at least one step; there may be none.
         episodes: all of them.
         ask: whether it is asked; otherwise those teach nothing.
     """
@@ -80,9 +80,9 @@ def judged(model: ChatModel, episodes: Sequence[Episode], *, ask: bool) -> list[
     return [item for item in found if item.label != "unknown"]
 
 
-def _judged(model: ChatModel, episode: Episode, ask: bool) -> Judged:
+def _judged(model: ChatModel | None, episode: Episode, ask: bool) -> Judged:
     """A judge that answers nonsense, contradicts itself or calls the task impossible knows nothing."""
-    if episode.verdict != "unknown" or not ask or not heard([episode]):
+    if episode.verdict != "unknown" or model is None or not ask or not heard([episode]):
         return Judged(episode, episode.verdict)
     told = transcript(episode)
     first = JUDGE.try_ask(model, told)

@@ -143,7 +143,7 @@ class ReasoningBank(Base):
             StructuredError: the model gave no valid lessons; the episode is tried again later.
         """
         model = context.model
-        runs = judged(model, episodes, ask=self._judge) if model else []
+        runs = judged(model, episodes, ask=self._judge)
         if model is None or not runs:
             return []
         task, own = episodes[0].task, experience(episodes)
