@@ -12,9 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from langchain_core.embeddings import Embeddings
-from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, SystemMessage
-from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables import Runnable, RunnableConfig
 
 from remnant.errors import ConfigError
 from remnant.memory.errors import ModelError
@@ -30,12 +29,12 @@ class LangChainChatModel:
     """A LangChain chat model as the model of a memory.
 
     Args:
-        model: answers.
+        model: answers messages with a message.
         native: use the model's own structured output where a schema is given and it has one; its answers are
             checked and repaired all the same.
     """
 
-    def __init__(self, model: BaseChatModel, *, native: bool = False) -> None:
+    def __init__(self, model: Runnable[Any, Any], *, native: bool = False) -> None:
         """See the class."""
         self.model_id = _named(model)
         self._model, self._native = model, native
@@ -91,7 +90,8 @@ class LangChainChatModel:
 
     def _shaped(self, schema: Mapping[str, Any]) -> Any:
         named = {"title": "answer", "description": "The answer.", **schema}
-        return self._model.with_structured_output(named, include_raw=True)
+        model: Any = self._model  # whatever has none falls back
+        return model.with_structured_output(named, include_raw=True)
 
     def _parsed(self, answer: Any) -> Completion:
         """A parse failure is data here: the raw text goes to the repair."""
@@ -114,7 +114,7 @@ class AgentModel:
     def __init__(self) -> None:
         """Not known yet."""
         self._found: LangChainChatModel | None = None
-        self._of: BaseChatModel | None = None
+        self._of: Runnable[Any, Any] | None = None
 
     @property
     def ready(self) -> bool:
@@ -129,7 +129,7 @@ class AgentModel:
     def meet(self, model: Any) -> bool:
         """Use the model of a request from now on; whether it is the first."""
         first = self._found is None
-        if isinstance(model, BaseChatModel) and model is not self._of:
+        if isinstance(model, Runnable) and model is not self._of:
             self._found, self._of = LangChainChatModel(model), model
         return first and self._found is not None
 
@@ -178,7 +178,7 @@ class LangChainEmbedder:
         return await self._embeddings.aembed_documents(list(texts))
 
 
-def as_llm(model: ChatModel | BaseChatModel | str | None) -> ChatModel | None:
+def as_llm(model: ChatModel | Runnable[Any, Any] | str | None) -> ChatModel | None:
     """A memory's chat model out of one of LangChain's, its name such as `openai:gpt-5`, or one that is one.
 
     Raises:
@@ -188,7 +188,7 @@ def as_llm(model: ChatModel | BaseChatModel | str | None) -> ChatModel | None:
         from langchain.chat_models import init_chat_model
 
         model = init_chat_model(model)
-    if isinstance(model, BaseChatModel):
+    if isinstance(model, Runnable):
         return LangChainChatModel(model)
     if model is None or isinstance(model, ChatModel):
         return model
