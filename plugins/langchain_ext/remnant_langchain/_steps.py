@@ -16,7 +16,7 @@ SHOWN = "remnant"
 _LIMIT = re.compile(r"\b(?:model|tool|'[^']*') calls? limits? (?:exceeded|reached)", re.IGNORECASE)
 
 
-def task_of(messages: Sequence[AnyMessage]) -> str:
+def task_of(messages: Sequence[BaseMessage]) -> str:
     """What was asked: the text of the last message of a person."""
     found = next((message for message in reversed(messages) if isinstance(message, HumanMessage)), None)
     return str(found.text) if found else ""
