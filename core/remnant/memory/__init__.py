@@ -49,6 +49,7 @@ if TYPE_CHECKING:
     from remnant.memory.store import Receipt, RecordStore, Version, Write
     from remnant.memory.strategy import DistilContext, IndexText, Query, Strategy, within
     from remnant.memory.verdict import Judge, Verdict, judge, manual, rules
+    from remnant.memory.widen import Widen
 
 _MODULES = {
     "change": "Difference",
@@ -70,6 +71,7 @@ _MODULES = {
     "store": "Receipt RecordStore Version Write",
     "strategy": "DistilContext IndexText Query Strategy within",
     "verdict": "Judge Verdict judge manual rules",
+    "widen": "Widen",
 }
 
 __all__ = [
@@ -122,6 +124,7 @@ __all__ = [
     "Utility",
     "Verdict",
     "Version",
+    "Widen",
     "Write",
     "admitted",
     "amatts",

@@ -24,6 +24,7 @@ from remnant.memory.llm import ChatModel, Costs, Embedder
 from remnant.memory.record import estimate_tokens, new_id
 from remnant.memory.store import RecordStore
 from remnant.memory.strategy import Strategy
+from remnant.memory.widen import NARROW, Widen
 
 T = TypeVar("T")
 
@@ -97,6 +98,7 @@ class Context:
         clock: seconds since 1970.
         count_tokens: for budgets.
         strict: reads raise faults of the store instead of finding nothing.
+        widen: how far recall follows links, unless it is told.
     """
 
     store: RecordStore
@@ -109,6 +111,7 @@ class Context:
     clock: Callable[[], float] = time.time
     count_tokens: Callable[[str], int] = estimate_tokens
     strict: bool = False
+    widen: Widen = NARROW
     events: Events = field(default_factory=Events)
     costs: Costs = field(default_factory=Costs)
     scans: Scans = field(default_factory=Scans)

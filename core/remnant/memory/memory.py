@@ -25,6 +25,7 @@ from remnant.memory.rounds import BREAKER
 from remnant.memory.store import Receipt, RecordStore, Version
 from remnant.memory.strategy import Strategy, find_strategy
 from remnant.memory.twins import AsyncTwins
+from remnant.memory.widen import NARROW, Widen, widening
 from remnant.memory.worker import Worker, distil_next, wait_until
 from remnant.progress import Progress, silent
 
@@ -76,14 +77,14 @@ class Memory(AsyncTwins):
                 are closed, or `manual`, on `flush`.
             store: a backend of one's own, or one from `open_store`; the path is then only a name.
             recover: close the episodes of processes that are gone. A tool that only looks leaves them.
-            settings: `weight`, `secrets`, `clock`, `count_tokens`, `strict` of `Context`; `synchronous` of a file
-                (`normal` or `full`), `schema` of a server.
+            settings: `weight`, `secrets`, `clock`, `count_tokens`, `strict` of `Context`; `widen`, which may be True
+                or a `Widen`; `synchronous` of a file (`normal` or `full`), `schema` of a server.
 
         Raises:
             ConfigError: no scope, an unknown strategy or setting.
             StoreError: the file cannot be opened or is not ours.
         """
-        accepted = ("weight", "secrets", "clock", "count_tokens", "strict", *_STORE_SETTINGS)
+        accepted = ("weight", "secrets", "clock", "count_tokens", "strict", "widen", *_STORE_SETTINGS)
         for name in settings:
             if name not in accepted:
                 raise unknown("setting", name, accepted)
@@ -93,6 +94,7 @@ class Memory(AsyncTwins):
             raise ConfigError(f"weight {settings['weight']}", accepted="0 to 1")
         if settings.get("secrets", "redact") not in ("redact", "refuse", "keep"):
             raise unknown("secrets", str(settings["secrets"]), ("redact", "refuse", "keep"))
+        settings["widen"] = widening(settings.get("widen"), NARROW)
         checked, found = check_scope(scope), find_strategy(strategy)
         for_store = {name: settings.pop(name) for name in _STORE_SETTINGS if name in settings}
         clock = {"clock": settings["clock"]} if "clock" in settings else {}
@@ -149,6 +151,7 @@ class Memory(AsyncTwins):
         kinds: Collection[str] | None = None,
         episode: str | None = None,
         place: str = "",
+        widen: bool | Widen | None = None,
     ) -> list[Hit]:
         """What memory knows about a question, best first.
 
@@ -163,11 +166,15 @@ class Memory(AsyncTwins):
             kinds: only records of these kinds.
             episode: the id of the episode that is shown the hits, so that they are judged by its end.
             place: only records at this place and below it, such as `notes/ann`; see `Record`.
+            widen: follow links from what was found to its neighbours and to records that share rare names with
+                it, within the same `k` and tokens; a `Widen` sets the share of each link. None is the memory's own
+                setting.
 
         Raises:
             EmbedderError: the vectors have another size than those stored under the same name.
         """
-        return drive(self._recall_steps(query, k, budget_tokens, as_of, kinds, episode, place), self._c.embedder)
+        steps = self._recall_steps(query, k, budget_tokens, as_of, kinds, episode, place, widen)
+        return drive(steps, self._c.embedder)
 
     def render(self, hits: Sequence[Hit]) -> str:
         """The hits as text for a prompt: data, never instructions; empty for no hits."""

@@ -3,38 +3,22 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import replace
 from datetime import datetime
 from functools import partial
 
-from remnant.index.hybrid import Scored, mix
-from remnant.index.words import rank, terms
 from remnant.memory.context import Ask, Context, Steps
+from remnant.memory.decompose import parts_by_model, parts_by_rules
 from remnant.memory.errors import EmbedderError, StoreError
 from remnant.memory.llm import Metered
+from remnant.memory.ranking import Limits, Past, Present, Where
 from remnant.memory.record import Hit, Record
 from remnant.memory.strategy import Query, within
+from remnant.memory.widen import PLAIN, Widen, widened
 
-Where = Callable[[Record], bool]
 AsOf = int | float | datetime | None
 """A change's number (an integer), a time (seconds since 1970, or a datetime), or None for now."""
-
-
-@dataclass(frozen=True)
-class _Limits:
-    """What a recall may show besides being within the scope."""
-
-    moment: float
-    kinds: Collection[str] | None
-    place: str
-    where: Where | None = None
-
-    def show(self, record: Record) -> bool:
-        if record.status != "active" or (self.kinds is not None and record.kind not in self.kinds):
-            return False
-        shown = record.valid_at(self.moment) and record.lies_in(self.place)
-        return shown and (self.where is None or self.where(record))
 
 
 def recall_steps(
@@ -46,12 +30,13 @@ def recall_steps(
     kinds: Collection[str] | None = None,
     episode: str | None = None,
     place: str = "",
+    widen: Widen | None = None,
 ) -> Steps[list[Hit]]:
     """See `Memory.recall`."""
     try:
-        hits = yield from candidates(c, text, max(50, 5 * k), as_of, kinds, place)
+        hits = yield from candidates(c, text, max(50, 5 * k), as_of, kinds, place, widen=widen or c.widen)
         model = Metered(c.llm, c.costs, "select") if c.llm else None
-        more = partial(_more, c, {hit.id for hit in hits}, as_of, _Limits(_moment(c, as_of), kinds, place))
+        more = partial(_more, c, {hit.id for hit in hits}, as_of, Limits(_moment(c, as_of), kinds, place))
         query = Query(text, k, budget_tokens, c.count_tokens, model, more)
         chosen = within(query, _selected(c, query, hits))
     except StoreError as error:
@@ -78,7 +63,7 @@ def _selected(c: Context, query: Query, hits: Sequence[Hit]) -> Sequence[Hit]:
         return hits
 
 
-def _more(c: Context, found: Collection[str], as_of: AsOf, limits: _Limits, count: int) -> Sequence[Hit]:
+def _more(c: Context, found: Collection[str], as_of: AsOf, limits: Limits, count: int) -> Sequence[Hit]:
     """See `Query.more`."""
     number = _number(c, as_of)
     hits: list[Hit] = []
@@ -105,64 +90,55 @@ def candidates(
     kinds: Collection[str] | None = None,
     place: str = "",
     where: Where | None = None,
+    widen: Widen = PLAIN,
 ) -> Steps[list[Hit]]:
     """The best records for a text, before any choice of the strategy's; with `where`, of those it is true for."""
-    number, limits = _number(c, as_of), _Limits(_moment(c, as_of), kinds, place, where)
+    number, limits = _number(c, as_of), Limits(_moment(c, as_of), kinds, place, where)
+    texts = [text, *(_parts(c, text) if widen.parts else ())]
     if number is not None and number < c.store.latest(c.scope):
-        return _historic(c, text, count, number, limits)
-    found = dict(c.store.words(c.scope, terms(text), max(200, 4 * count), place))
-    wanted = count
-    while True:
-        ranked = yield from _ranked(c, text, found, wanted, place)
-        hits = _hits(c, ranked, count, limits)
-        if len(hits) >= count or len(ranked) < wanted or wanted > 64 * count:
-            break
-        wanted *= 4
-        found = dict(c.store.words(c.scope, terms(text), 4 * wanted, place))
+        return _past(c, texts, count, number, limits, widen)
+    vectors = yield from _vectors(c, texts)
+    rankings = [Present(c, part, limits, vector) for part, vector in zip(texts, vectors, strict=True)]
+    hits = rankings[0].best(count)
+    if widen != PLAIN:
+        hits = widened(rankings[0], hits, text, widen, rankings[1:])[:count]
     if number is not None and number < c.store.latest(c.scope):  # somebody wrote while we looked
-        return _historic(c, text, count, number, limits)
+        return _past(c, texts, count, number, limits, widen)
     return hits
 
 
-def _ranked(c: Context, text: str, words: dict[str, float], count: int, place: str) -> Steps[list[Scored]]:
-    if c.embedder is None or not c.weight or not text.strip():
-        return mix({}, words, 0.0, 0.0, 0.0)
+def _past(c: Context, texts: Sequence[str], count: int, number: int, limits: Limits, widen: Widen) -> list[Hit]:
+    records = c.store.snapshot(c.scope, number)
+    rankings = [Past(c, text, limits, records) for text in texts]
+    hits = rankings[0].best(count)
+    return widened(rankings[0], hits, texts[0], widen, rankings[1:])[:count] if widen != PLAIN else hits
+
+
+def _parts(c: Context, text: str) -> list[str]:
+    """The parts of a question, by rules where there is no model or it fails."""
+    if c.llm is None:
+        return parts_by_rules(text)
     try:
-        vector = (yield Ask([text], "query"))[0]
+        return parts_by_model(text, Metered(c.llm, c.costs, "decompose"))
+    except Exception as error:  # whatever a model's client raises: reads fail open
+        if c.strict:
+            raise
+        c.emit("decompose_failed", error=f"{type(error).__name__}: {error}"[:500])
+        return parts_by_rules(text)
+
+
+def _vectors(c: Context, texts: Sequence[str]) -> Steps[Sequence[bytes | None]]:
+    """Vectors of the question and its parts; none without an embedder, or when it fails."""
+    nothing: list[None] = [None] * len(texts)
+    if c.embedder is None or not c.weight or not texts[0].strip():
+        return nothing
+    try:
+        return (yield Ask(texts, "query"))
     except EmbedderError as error:
         if c.strict:
             raise
         c.emit("embed_failed", error=str(error))
-        return mix({}, words, 0.0, 0.0, 0.0)
-    found = c.scans.search(c, vector, count, c.store.placed(c.scope, place) if place else list(words))
-    if found is None:
-        return mix({}, words, 0.0, 0.0, 0.0)
-    if place:  # the whole place is ranked, and by itself: what is nearest elsewhere says nothing about it
-        cosines = list(found.of.values()) or [0.0]
-        return mix(found.of, words, c.weight, min(cosines), max(cosines))
-    return mix({**found.best, **found.of}, words, c.weight, found.low, found.high)
-
-
-def _hits(c: Context, ranked: Sequence[Scored], count: int, limits: _Limits) -> list[Hit]:
-    hits: list[Hit] = []
-    for start in range(0, len(ranked), count):
-        part = ranked[start : start + count]
-        records = c.store.get(c.scope, [item.id for item in part])
-        for item in part:
-            record = records.get(item.id)
-            if record is not None and limits.show(record):
-                hits.append(Hit(record.id, record.content, item.score, record, item.parts))
-        if len(hits) >= count:
-            break
-    return hits[:count]
-
-
-def _historic(c: Context, text: str, count: int, number: int, limits: _Limits) -> list[Hit]:
-    """The past is ranked by words only: the index holds the present."""
-    records = {r.id: r for r in c.store.snapshot(c.scope, number) if limits.show(r)}
-    scores = rank(terms(text), {id: c.strategy.index_text(record).words for id, record in records.items()})
-    ranked = mix({}, dict(scores), 0.0, 0.0, 0.0)[:count]
-    return [Hit(item.id, records[item.id].content, item.score, records[item.id], item.parts) for item in ranked]
+        return nothing
 
 
 def _number(c: Context, as_of: AsOf) -> int | None:

@@ -15,6 +15,7 @@ from remnant.memory.recall import AsOf, recall_steps
 from remnant.memory.record import Hit, Outcome, Record
 from remnant.memory.secrets import redact, redact_data
 from remnant.memory.store import Receipt, Version
+from remnant.memory.widen import Widen, widening
 
 if TYPE_CHECKING:
     from remnant.memory.memory import Memory
@@ -39,9 +40,11 @@ class AsyncTwins:
         kinds: Collection[str] | None = None,
         episode: str | None = None,
         place: str = "",
+        widen: bool | Widen | None = None,
     ) -> list[Hit]:
         """See `Memory.recall`."""
-        return await adrive(self._recall_steps(query, k, budget_tokens, as_of, kinds, episode, place), self._c.embedder)
+        steps = self._recall_steps(query, k, budget_tokens, as_of, kinds, episode, place, widen)
+        return await adrive(steps, self._c.embedder)
 
     async def aadd(self, items: str | Record | Iterable[str | Record]) -> list[str]:
         """See `Memory.add`."""
@@ -134,10 +137,12 @@ class AsyncTwins:
         kinds: Collection[str] | None,
         episode: str | None,
         place: str,
+        widen: bool | Widen | None,
     ) -> Steps[list[Hit]]:
         text = query.task if isinstance(query, Episode) else query
         seen_by = query.id if isinstance(query, Episode) and episode is None else episode
-        return recall_steps(self._c, text, k, budget_tokens, as_of, kinds, seen_by, place)
+        links = widening(widen, self._c.widen)
+        return recall_steps(self._c, text, k, budget_tokens, as_of, kinds, seen_by, place, links)
 
     def _open_episode(
         self, task: str, id: str | None, group: str, metadata: Mapping[str, Any] | None, resumable: bool
