@@ -24,6 +24,8 @@ LIGHT = [
     "remnant.serving",
     "remnant_hf",
     "remnant_hf.plugin",
+    "remnant_llamaindex",
+    "remnant_llamaindex.plugin",
 ]
 
 

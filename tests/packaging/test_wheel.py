@@ -17,6 +17,7 @@ PACKAGES = (
     "plugins/hf_ext/remnant_hf",
     "plugins/vllm_ext/remnant_vllm",
     "plugins/langchain_ext/remnant_langchain",
+    "plugins/llamaindex_ext/remnant_llamaindex",
 )
 LARGEST = 12 << 20  # bytes; 8 MiB of weights and the code
 

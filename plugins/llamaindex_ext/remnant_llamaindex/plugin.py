@@ -1,0 +1,1 @@
+"""Hooks of the LlamaIndex plugin. It adds no strategies of its own: the core's serve it as they are."""
