@@ -32,12 +32,58 @@ def taken_back(c: Context, job: Job | None) -> dict[str, Record]:
         return {}
     found: dict[str, Record] = {}
     for _, after in c.store.changed(c.scope, job.change):
-        history = c.store.versions(c.scope, after.id)
-        stored = history[-1][1] if history else after
-        record = without(history, job.change, rules=(c.strategy.name, BREAKER)) if history else None
-        if record is not None and record.meaning() != stored.meaning():
-            found[after.id] = record
+        _take_back(c, after.id, job.change, found)
+    for id in [id for id, record in found.items() if record.status == "deleted"]:
+        _unmerge(c, id, job, found)
     return found
+
+
+def _take_back(c: Context, id: str, change: int, found: dict[str, Record]) -> None:
+    history = c.store.versions(c.scope, id)
+    record = without(history, change, _rules(c)) if history else None
+    if record is not None and record.meaning() != history[-1][1].meaning():
+        found[id] = record
+
+
+def _unmerge(c: Context, id: str, job: Job, found: dict[str, Record]) -> None:
+    """What a withdrawn record was merged into loses its part or, where the text is a blend, comes apart again."""
+    history = c.store.versions(c.scope, id)
+    moved = [i for i in range(1, len(history)) if history[i][1].status == "archived" != history[i - 1][1].status]
+    for number in [history[i][0].number for i in moved[-1:]]:
+        for before, made in c.store.changed(c.scope, number):
+            stored = c.store.get(c.scope, [made.id]).get(made.id)
+            if before is not None or id not in made.parents or stored is None or stored.status == "deleted":
+                continue
+            if job.key in (entries := _entries(stored)):
+                left = {own: part for own, part in entries.items() if own != job.key}
+                sources = tuple(source for source in stored.provenance if source.source_id not in job.episodes)
+                found[made.id] = replace(stored, payload={**stored.payload, LEARNT: left}, provenance=sources)
+                continue
+            if without(c.store.versions(c.scope, made.id), number, _rules(c)) is None:
+                continue
+            found[made.id] = replace(stored, status="deleted")
+            for other in made.parents:
+                if other not in found:
+                    _apart(c, other, number, found)
+            _unmerge(c, made.id, job, found)
+
+
+def _apart(c: Context, id: str, number: int, found: dict[str, Record]) -> None:
+    """A record as it was before a merge, which may have been made from it as soon as it was added."""
+    history = c.store.versions(c.scope, id)
+    if len(history) == 1 and history[0][0].number == number:
+        found[id] = replace(history[0][1], status="active")
+    else:
+        _take_back(c, id, number, found)
+
+
+def _rules(c: Context) -> tuple[str, ...]:
+    return (c.strategy.name, BREAKER)
+
+
+def _entries(record: Record) -> Mapping[str, Any]:
+    found = record.payload.get(LEARNT)
+    return cast("Mapping[str, Any]", found) if isinstance(found, Mapping) else {}
 
 
 def without(history: History, change: int, rules: Sequence[str]) -> Record | None:
@@ -111,8 +157,7 @@ def _data(record: Record) -> _Data:
 def _unsaid(state: _Data) -> _Data:
     """A record nobody has taught yet: its words without its sources."""
     sources = [source for source in state["provenance"] if source["source_type"] != "episode"]
-    payload = {name: value for name, value in state["payload"].items() if name != LEARNT}
-    return state | {"provenance": sources, "payload": payload}
+    return state | {"provenance": sources, "payload": {**state["payload"], LEARNT: {}}}
 
 
 def _moved(state: object, base: object, after: object) -> object:

@@ -233,3 +233,22 @@ def test_scopes_do_not_meet_and_an_order_waits(make: Make):
     assert other.stats()["quarantined"] == 1
     assert other.render([]) == ""
     assert "not instructions" in other.render(other.recall("Ada"))
+
+
+def test_a_merged_thought_comes_apart_when_one_of_its_sources_is_taken_back(make: Make):
+    first = [_thoughts(), _thoughts(CAT)]
+    model = ScriptedChatModel(
+        [
+            ("concluded.*user: one", lambda _: first.pop()),
+            ("concluded.*user: two", _thoughts(DOG, TURIN)),
+            NO_END,
+            (r"better\s+said", _joins("Ada owns a cat and a dog.", CAT[3], DOG[3])),
+        ]
+    )
+    memory = make(strategy="tim", llm=model)
+    one, two = _run(memory, "one"), _run(memory, "two")
+    assert _all(memory) == {"Ada owns a cat and a dog.", TURIN[3]}
+    memory.feedback(one, success=False)
+    assert _all(memory) == {DOG[3], TURIN[3]}
+    for record in memory.records():
+        assert set(record.payload["learnt"]) == {two}
