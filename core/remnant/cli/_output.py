@@ -6,12 +6,16 @@ import json
 import sys
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 
 from remnant.errors import RemnantError
 from remnant.progress import Progress, silent
+from remnant.text import visible
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 T = TypeVar("T")
 
@@ -48,24 +52,30 @@ def print_error(error: RemnantError, as_json: bool) -> None:
     if as_json:
         print_json({"error": error.to_dict()})
     else:
-        sys.stderr.write(f"remnant: {error}\n")
+        sys.stderr.write(f"remnant: {visible(str(error), lines=False)}\n")
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
-    """Print a table on stdout; in a pipe it is as wide as its content."""
-    from rich.console import Console
-    from rich.markup import escape
+    """Print a table on stdout, cells as they are; in a pipe it is as wide as its content."""
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, header_style="bold", pad_edge=False)
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*(escape(str(cell)) for cell in row))
-    console = Console()
+        table.add_row(*(cell if isinstance(cell, Text) else Text(visible(str(cell))) for cell in row))
+    stdout().print(table)
+
+
+def stdout() -> Console:
+    """Where people read results; in a pipe it folds nothing."""
+    from rich.console import Console
+
+    console = Console(highlight=False, emoji=False, markup=False)
     if not console.is_terminal:
         console.width = _PIPE_WIDTH
-    console.print(table)
+    return console
 
 
 def print_fields(fields: dict[str, Any]) -> None:
@@ -74,7 +84,7 @@ def print_fields(fields: dict[str, Any]) -> None:
     width = max(map(len, plain), default=0)
     for name, value in plain.items():
         text = f"{value:.4g}" if isinstance(value, float) else value
-        sys.stdout.write(f"{name:<{width}}  {text}\n")
+        sys.stdout.write(f"{name:<{width}}  {visible(str(text))}\n")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from remnant import __version__
 from remnant.cli._output import Json, print_json
 from remnant.cli.bench import bench
 from remnant.cli.demo import demo
+from remnant.cli.memory import memory
 from remnant.cli.plan import plan
 from remnant.cli.plugins import plugins
 from remnant.cli.policies import policies
@@ -45,6 +46,7 @@ app.command()(plan)
 app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command(name="train-gates")(train_gates)
+app.add_typer(memory, name="memory")
 app.add_typer(testbed, name="testbed")
 
 

@@ -9,6 +9,7 @@ import typer
 
 from remnant.cli._output import Json, answer, print_fields
 from remnant.cli._parse import parse_budget, parse_options
+from remnant.cli.testbed_agents import agents
 from remnant.errors import unknown
 from remnant.lazy import needs
 
@@ -31,6 +32,7 @@ testbed = typer.Typer(
     help="The tiny trained model: what it is, train it, measure a policy on it.",
     no_args_is_help=True,
 )
+testbed.command()(agents)
 
 
 @testbed.command()
