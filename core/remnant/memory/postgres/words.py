@@ -1,12 +1,11 @@
 """Search by words on a server: a GIN index finds the documents, BM25 is counted over few of them.
 
 PostgreSQL's own ranks know neither how rare a word is nor how long documents are on average, so BM25 is
-counted from the `tsvector` of each document, with the constants of FTS5. What differs from the SQLite store:
-words are stemmed by Snowball's English stemmer instead of Porter's; how rare a word is counts within the
-scope, or the place that is searched, instead of the whole file; a word counts at most 256 times per document;
-of one record the first 256 KiB of words are searched; the parts of `snake_case` need not stand together. As
-there, in a scope of more than `MOST_RANKED` records a document must hold one of the rare words of a query to
-be ranked, and words that half of the documents hold have no weight.
+counted from the `tsvector` of each document, with the constants of FTS5, within the scope or the place that is
+searched. In a scope of more than `MOST_RANKED` records a document must hold one of the rare words of a query to
+be ranked, and words that half of the documents hold have no weight. What else differs from the SQLite store:
+words are stemmed by Snowball's English stemmer instead of Porter's; a word counts at most 256 times per document;
+of one record the first 256 KiB of words are searched; the parts of `snake_case` need not stand together.
 """
 
 from __future__ import annotations
@@ -31,15 +30,18 @@ _MOST_KNOWN: Final = 4096
 _WORD: Final = re.compile(r"[^\W_]+")
 _STEMS: Final = """SELECT array(SELECT lexeme FROM unnest(to_tsvector('words', q.word)))
                    FROM unnest(%s::text[]) WITH ORDINALITY AS q(word, place) ORDER BY place"""
-_COUNTS: Final = """SELECT (SELECT count(*) FROM (SELECT FROM records r WHERE r.scope = %(scope)s
-  AND r.terms @@ q.match::tsquery LIMIT %(most)s) found)
+# The scope is compared in a way that no other index answers: the word index has found it by the scope's word.
+_COUNTS: Final = """SELECT (SELECT count(*) FROM (SELECT FROM records r
+  WHERE r.terms @@ q.match::tsquery AND r.scope IS NOT DISTINCT FROM %(scope)s LIMIT %(most)s) found)
   FROM unnest(%(matches)s::text[]) WITH ORDINALITY AS q(match, place) ORDER BY place"""
-_BEST: Final = """WITH hits AS MATERIALIZED (SELECT r.id, r.length, r.terms FROM records r WHERE r.scope = %(scope)s
-  AND r.terms @@ %(match)s::text::tsquery ORDER BY r.number DESC LIMIT %(most)s)
-  SELECT h.id, sum(q.weight * t.often / (t.often + %(flat)s + %(slope)s * h.length)) AS score FROM hits h
-  CROSS JOIN LATERAL (SELECT lexeme, cardinality(positions) AS often FROM unnest(h.terms)) t
-  JOIN unnest(%(stems)s::text[], %(weights)s::float8[]) AS q(stem, weight) ON q.stem = t.lexeme
-  GROUP BY h.id ORDER BY score DESC, h.id LIMIT %(limit)s"""
+_BEST: Final = """WITH hits AS MATERIALIZED (SELECT r.id, r.length, r.terms FROM records r
+    WHERE r.terms @@ %(match)s::text::tsquery AND r.scope IS NOT DISTINCT FROM %(scope)s
+    ORDER BY r.number DESC LIMIT %(most)s),
+  found AS (SELECT h.id, h.length, unnest(h.terms) AS word FROM hits h),
+  counts AS (SELECT id, length, (word).lexeme AS stem, cardinality((word).positions) AS often FROM found)
+  SELECT f.id, sum(q.weight * f.often / (f.often + %(flat)s + %(slope)s * f.length)) AS score
+  FROM counts f JOIN unnest(%(stems)s::text[], %(weights)s::float8[]) AS q(stem, weight) ON q.stem = f.stem
+  GROUP BY f.id ORDER BY score DESC, f.id LIMIT %(limit)s"""
 
 Found = tuple[str, float]
 
@@ -78,8 +80,9 @@ class WordSearch:
             }  # fmt: skip
             return dict(c.execute(_BEST, values).fetchall())
 
-        if rows <= most:
-            return _sorted(best(stems, None))
+        if rows <= most:  # what holds nothing but words that are everywhere is last, and often not needed
+            scores = best(heavy, None) if (heavy := [stem for stem in stems if 2 * counts[stem] < rows]) else {}
+            return _sorted(scores if len(scores) >= limit else best(stems, None))
         rare = rare_words(counts, most)
         common = sorted((stem for stem in stems if stem not in rare), key=counts.__getitem__)
         if not rare:
