@@ -26,6 +26,7 @@ BENCHMARKS = (
     Benchmark("quality", "policies x tasks x budgets on the testbed", ("tests/unit/testbed/test_tasks.py",)),
     Benchmark("speed", "time and memory against the stock cache and kvpress", ("tests/plugins/test_cache.py",)),
     Benchmark("memory", "add to agent memory and recall from it, by size", ("tests/unit/index/test_word_search.py",)),
+    Benchmark("agents", "success of an agent that learns, by strategy", ("tests/unit/testbed/test_agents.py",)),
     Benchmark("plot_quality", "draw results/quality.jsonl"),
     Benchmark("claims", "what should hold, and whether it does"),
 )

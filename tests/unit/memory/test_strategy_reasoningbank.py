@@ -42,7 +42,8 @@ def test_each_way_to_end_has_its_prompt_and_lessons_are_found_by_the_task(make: 
     assert record.payload["learnt"] == {good: {}}
     assert record.provenance[0].prompt_version == "reasoningbank-2"
     assert memory.recall("return a desk")[0].record.outcome == "failure"
-    assert memory.recall("filter") == []  # the task finds it, not its own words
+    assert [hit.text[:6] for hit in memory.recall("filter", k=1)] == ["filter"]  # its title finds it as well
+    assert memory.recall("do") == []  # what it says to do does not
 
 
 def test_one_experience_by_default_more_on_request_and_notes_by_hand_besides(make: Make):

@@ -2,8 +2,9 @@
 
 Source: ReasoningBank (Ouyang et al. 2025, arXiv 2509.25140; google-research/reasoning-bank @ ed80611): three items per
 episode, five per group by contrast, k = 1 experience. Differs: a journaled verdict comes before the judge's, labels
-are compared for equality and shown to the contrast, an unsure judge teaches nothing, and a lesson that is learnt
-again is marked instead of stored twice.
+are compared for equality and shown to the contrast, an unsure judge teaches nothing, a lesson that is learnt
+again is marked instead of stored twice, and words find a lesson by its title and description as well as by its task
+(with the task alone, tasks that are merely worded alike come first: `benchmarks/agents.py`).
 
 | call | answer |
 | --- | --- |
@@ -114,8 +115,12 @@ class ReasoningBank(Base):
         self._leave_one_out, self._trust_tools = leave_one_out, trust_tools
 
     def index_text(self, record: Record) -> IndexText:
-        """The task that it was learnt on; its content if there is none."""
-        return indexed(record.trigger or record.content, record)
+        """The task that it was learnt on; words: also what the lesson itself says it is about."""
+        found = indexed(record.trigger or record.content, record)
+        title, when = record.payload.get("title", ""), record.payload.get("description", "")
+        return IndexText(
+            " ".join(part for part in (found.words, title, when) if isinstance(part, str) and part), found.meaning
+        )
 
     def select(self, query: Query, hits: Sequence[Hit]) -> Sequence[Hit]:
         """All lessons of the nearest experiences."""
