@@ -7,7 +7,17 @@ from importlib.util import find_spec
 
 import pytest
 
-HEAVY = {"torch", "transformers", "triton", "vllm", "langchain_core", "llama_index", "matplotlib"}
+HEAVY = {
+    "torch",
+    "transformers",
+    "triton",
+    "vllm",
+    "langchain",
+    "langchain_core",
+    "langgraph",
+    "llama_index",
+    "matplotlib",
+}
 
 LIGHT = [
     "remnant",
@@ -24,6 +34,8 @@ LIGHT = [
     "remnant.serving",
     "remnant_hf",
     "remnant_hf.plugin",
+    "remnant_langchain",
+    "remnant_langchain.plugin",
     "remnant_llamaindex",
     "remnant_llamaindex.plugin",
 ]
@@ -45,6 +57,17 @@ def exists(module: str) -> bool:
 @pytest.mark.parametrize("module", [name for name in LIGHT if exists(name)])
 def test_import_is_light(module: str):
     assert not loaded_by(f"import {module}") & HEAVY
+
+
+def test_agent_memory_is_light():
+    found = loaded_by("import remnant.memory, remnant.routing, remnant_langchain")
+    assert not found & HEAVY
+
+
+def test_the_door_to_langchain_loads_no_other_framework():
+    pytest.importorskip("langchain", reason="needs the extra langchain")
+    found = loaded_by("from remnant_langchain import MemoryMiddleware, memory_callback, memory_tools, matts")
+    assert not found & (HEAVY - {"langchain", "langchain_core", "langgraph"})
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plugins"], ["systems"], ["testbed", "--help"]])
