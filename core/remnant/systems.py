@@ -80,6 +80,7 @@ def _policy(number: int, name: str, section: int, policy: str, doors: tuple[str,
 _HF, _VLLM = ("HF",), ("HF", "vLLM")
 _AGENTS = ("LangChain", "LlamaIndex")
 _STRATEGY = "memory/strategies"
+_STREAM = "remnant testbed agents --strategy"
 
 SYSTEMS = (
     _policy(1, "SnapKV", 2, "snapkv", _VLLM, "passkey-early 0.1"),
@@ -98,10 +99,12 @@ SYSTEMS = (
     System(14, "FastDraft", "speculative 2", "speculative/train", ("CLI", "HF", "vLLM")),
     System(15, "SpecMemo", "speculative 3", "speculative/plan", ("HF", "CLI")),
     System(16, "RAPID", "speculative 4", "speculative/rapid", _VLLM),
-    System(17, "ReasoningBank + MaTTS", "agent-memory 2", f"{_STRATEGY}/reasoningbank", _AGENTS),
-    System(18, "ArcMemo", "agent-memory 3", f"{_STRATEGY}/arcmemo", _AGENTS),
-    System(19, "TiM (Think-in-Memory)", "agent-memory 4", f"{_STRATEGY}/tim", _AGENTS),
-    System(20, "ReMe", "agent-memory 5", f"{_STRATEGY}/reme", _AGENTS),
+    System(
+        17, "ReasoningBank + MaTTS", "agent-memory 2", f"{_STRATEGY}/reasoningbank", _AGENTS, f"{_STREAM} reasoningbank"
+    ),
+    System(18, "ArcMemo", "agent-memory 3", f"{_STRATEGY}/arcmemo", _AGENTS, f"{_STREAM} arcmemo"),
+    System(19, "TiM (Think-in-Memory)", "agent-memory 4", f"{_STRATEGY}/tim", _AGENTS, f"{_STREAM} tim"),
+    System(20, "ReMe", "agent-memory 5", f"{_STRATEGY}/reme", _AGENTS, f"{_STREAM} reme"),
     System(21, "MemOS (memory cube)", "agent-memory 6", "memory/cube", _AGENTS),
     System(22, "MemOS (scheduler)", "agent-memory 6", "memory/scheduler", _AGENTS),
     System(23, "Mem-alpha", "agent-memory-rl 1", f"{_STRATEGY}/memalpha", (*_AGENTS, "TRL")),

@@ -29,6 +29,7 @@ COMMANDS = [
     ["testbed", "train"],
     ["testbed", "eval"],
     ["testbed", "export"],
+    ["testbed", "agents"],
 ]
 
 
