@@ -65,7 +65,8 @@ def of_event(event: object) -> Step | None:
     """An event of a running agent as a step; None for one that adds nothing."""
     if isinstance(event, AgentOutput):
         step: Step = {"role": "assistant", "content": text_of(event.response)}
-        calls = [{"name": call.tool_name, "arguments": _plain(call.tool_kwargs)} for call in event.tool_calls]
+        asked = [call for call in event.tool_calls if not isinstance(call, ToolCallResult)]  # results join at the end
+        calls = [{"name": call.tool_name, "arguments": _plain(call.tool_kwargs)} for call in asked]
         return step | ({"tool_calls": calls} if calls else {}) | _named(event.current_agent_name)
     if isinstance(event, ToolCallResult):
         output = event.tool_output

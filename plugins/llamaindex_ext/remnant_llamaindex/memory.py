@@ -50,6 +50,24 @@ class RemnantMemory(LlamaMemory):
     _block: RemnantMemoryBlock = PrivateAttr()
     _talk: Talk = PrivateAttr()
 
+    def __init__(self, **data: Any) -> None:
+        """Take the one block that remembers, as a copy of this conversation's own.
+
+        Args:
+            data: fields of `Memory`.
+
+        Raises:
+            ConfigError: not exactly one of the blocks is a `RemnantMemoryBlock`.
+        """
+        found = [block for block in data.get("memory_blocks") or () if isinstance(block, RemnantMemoryBlock)]
+        if len(found) != 1:
+            given = f"RemnantMemory with {len(found)} blocks that remember"
+            raise ConfigError(given, accepted="one RemnantMemoryBlock", do="use RemnantMemory.open")
+        super().__init__(**data)
+        self._block = found[0].of_session(lambda text: len(self.tokenizer_fn(text)))
+        self.memory_blocks = [self._block if block is found[0] else block for block in self.memory_blocks]
+        self._talk = Talk(self.core, self._block.journal, self.session_id, self._active)
+
     @classmethod
     def open(
         cls,
@@ -112,17 +130,6 @@ class RemnantMemory(LlamaMemory):
     def class_name(cls) -> str:
         """The name of the class, for LlamaIndex."""
         return "RemnantMemory"
-
-    def model_post_init(self, context: Any, /) -> None:
-        """Take the one block that remembers, as a copy of this conversation's own."""
-        super().model_post_init(context)
-        found = [block for block in self.memory_blocks if isinstance(block, RemnantMemoryBlock)]
-        if len(found) != 1:
-            given = f"RemnantMemory with {len(found)} blocks that remember"
-            raise ConfigError(given, accepted="one RemnantMemoryBlock", do="use RemnantMemory.open")
-        self._block = found[0].of_session(lambda text: len(self.tokenizer_fn(text)))
-        self.memory_blocks = [self._block if block is found[0] else block for block in self.memory_blocks]
-        self._talk = Talk(self.core, self._block.journal, self.session_id, self._active)
 
     @property
     def core(self) -> Memory:

@@ -111,7 +111,8 @@ class Tracked(Awaitable[Any]):
         """The last events, then the end. The run's own result or error goes to the caller, whatever happens here."""
         try:
             if self._pump is not None:
-                await asyncio.wait({self._pump}, timeout=GRACE)
+                over = not isinstance(error, asyncio.CancelledError)  # else the run itself may go on
+                await asyncio.wait({self._pump}, timeout=GRACE if over else 0.0)
                 self._pump.cancel()
             steps: list[Step] = []
             if error is not None and verdict is not None and verdict.outcome == "failure":
