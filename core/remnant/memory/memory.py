@@ -12,7 +12,8 @@ from typing import Any, Literal
 from remnant.errors import ConfigError, unknown
 from remnant.memory import cube
 from remnant.memory.change import Difference, apply_steps, differences, embed_missing, undo_steps
-from remnant.memory.context import Context, drive
+from remnant.memory.context import Context, Steps, drive
+from remnant.memory.dedupe import CLOSE, add_once_steps, consolidate_steps
 from remnant.memory.episode import Episode, check_verdict
 from remnant.memory.errors import StoreError
 from remnant.memory.events import Events
@@ -188,10 +189,33 @@ class Memory(AsyncTwins):
         """Records in order of id."""
         return self._c.store.page(self.scope, statuses=statuses, after=after, limit=limit)
 
-    def add(self, items: str | Record | Iterable[str | Record]) -> list[str]:
-        """Remember texts or records; their ids, in order."""
-        ops = adds(items)
-        return list(self.apply(ops, "added", "user").ids) if ops else []
+    def add(self, items: str | Record | Iterable[str | Record], *, once: bool = False) -> list[str]:
+        """Remember texts or records; their ids, in order.
+
+        Args:
+            items: texts or records.
+            once: a text that is here already, but for case and spacing, is not added: the record that holds it
+                gets the new one's sources, and its id is returned.
+        """
+        return drive(add_steps(self._c, items, once), self._c.embedder)
+
+    def consolidate(self, similarity: float | None = CLOSE, *, actor: str = "user") -> Version:
+        """Make one of records that say the same, with the sources of all; the others are archived, and `undo` works.
+
+        Reads every active record of the scope, and compares every vector with every other.
+
+        Args:
+            similarity: cosine from which on texts are nearly equal (without an embedder: share of common words), if
+                they agree in numbers, names and negations as well; None merges equal texts only.
+            actor: who asked for it.
+
+        Returns:
+            The change; its number is 0 if there was nothing to merge.
+
+        Raises:
+            ConfigError: a similarity outside 0 to 1.
+        """
+        return drive(consolidate_steps(self._c, similarity, actor), self._c.embedder)
 
     def apply(self, ops: Sequence[Op], reason: str, actor: str) -> Version:
         """Carry out operations in one transaction; all or none, versioned, and to be undone.
@@ -399,10 +423,13 @@ class Memory(AsyncTwins):
             self._c.emit("recover_failed", error=str(error))
 
 
-def adds(items: str | Record | Iterable[str | Record]) -> list[Op]:
-    """Texts and records as operations."""
+def add_steps(c: Context, items: str | Record | Iterable[str | Record], once: bool) -> Steps[list[str]]:
+    """See `Memory.add`."""
     several = [items] if isinstance(items, (str, Record)) else items
-    return [Add(item if isinstance(item, Record) else Record(item)) for item in several]
+    records = [item if isinstance(item, Record) else Record(item) for item in several]
+    if once or not records:
+        return (yield from add_once_steps(c, records))
+    return list((yield from apply_steps(c, [Add(record) for record in records], "added", "user")).ids)
 
 
 def open_store(path_or_url: str | Path, *, read_only: bool = False, **options: Any) -> RecordStore:

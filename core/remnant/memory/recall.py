@@ -99,9 +99,7 @@ def candidates(
         return _past(c, texts, count, number, limits, widen)
     vectors = yield from _vectors(c, texts)
     rankings = [Present(c, part, limits, vector) for part, vector in zip(texts, vectors, strict=True)]
-    hits = rankings[0].best(count)
-    if widen != PLAIN:
-        hits = widened(rankings[0], hits, text, widen, rankings[1:])[:count]
+    hits = widened(rankings[0], text, count, widen, rankings[1:])
     if number is not None and number < c.store.latest(c.scope):  # somebody wrote while we looked
         return _past(c, texts, count, number, limits, widen)
     return hits
@@ -110,8 +108,7 @@ def candidates(
 def _past(c: Context, texts: Sequence[str], count: int, number: int, limits: Limits, widen: Widen) -> list[Hit]:
     records = c.store.snapshot(c.scope, number)
     rankings = [Past(c, text, limits, records) for text in texts]
-    hits = rankings[0].best(count)
-    return widened(rankings[0], hits, texts[0], widen, rankings[1:])[:count] if widen != PLAIN else hits
+    return widened(rankings[0], texts[0], count, widen, rankings[1:])
 
 
 def _parts(c: Context, text: str) -> list[str]:

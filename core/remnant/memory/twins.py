@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from remnant.memory.change import apply_steps, embed_missing, undo_steps
 from remnant.memory.context import Context, Steps, adrive
+from remnant.memory.dedupe import CLOSE, consolidate_steps
 from remnant.memory.episode import Episode
 from remnant.memory.ops import Op
 from remnant.memory.owner import ANYBODY, owner
@@ -46,12 +47,15 @@ class AsyncTwins:
         steps = self._recall_steps(query, k, budget_tokens, as_of, kinds, episode, place, widen)
         return await adrive(steps, self._c.embedder)
 
-    async def aadd(self, items: str | Record | Iterable[str | Record]) -> list[str]:
+    async def aadd(self, items: str | Record | Iterable[str | Record], *, once: bool = False) -> list[str]:
         """See `Memory.add`."""
-        from remnant.memory.memory import adds
+        from remnant.memory.memory import add_steps
 
-        ops = adds(items)
-        return list((await self.aapply(ops, "added", "user")).ids) if ops else []
+        return await adrive(add_steps(self._c, items, once), self._c.embedder)
+
+    async def aconsolidate(self, similarity: float | None = CLOSE, *, actor: str = "user") -> Version:
+        """See `Memory.consolidate`."""
+        return await adrive(consolidate_steps(self._c, similarity, actor), self._c.embedder)
 
     async def aapply(self, ops: Sequence[Op], reason: str, actor: str) -> Version:
         """See `Memory.apply`."""

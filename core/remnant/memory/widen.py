@@ -101,28 +101,30 @@ def widening(given: bool | Widen | None, usual: Widen) -> Widen:
     return usual if given is None else WIDE if given else NARROW
 
 
-def widened(ranking: Ranking, hits: Sequence[Hit], question: str, w: Widen, parts: Sequence[Ranking] = ()) -> list[Hit]:
-    """The hits and what they are linked with, best first, ties by id.
+def widened(ranking: Ranking, question: str, count: int, w: Widen, parts: Sequence[Ranking] = ()) -> list[Hit]:
+    """The best for a question and what they are linked with, best first, ties by id.
 
     Args:
-        ranking: where the hits are from; tells the score of other records.
-        hits: the best for the question.
+        ranking: for the question.
         question: its text.
+        count: hits at most.
         w: the shares.
         parts: rankings for the parts of the question.
     """
+    if w == PLAIN:
+        return ranking.best(count)
     asked = frozenset(terms(question))
-    pool = {hit.id: hit for hit in _said(hits, asked, w.author)}
+    pool = {hit.id: hit for hit in _said(ranking.best(count), asked, w.author)}
     top = sorted(pool.values(), key=_order)
     gains = _sum(
         _near(ranking, top[:NEAR_OF], w.near) if w.near else {},
         _named(ranking, top[:SEEDS], asked, w.names) if w.names else {},
-        _best_of(parts, len(hits), w.parts) if w.parts else {},
+        _best_of(parts, count, w.parts) if w.parts else {},
     )
     for hit in _said(ranking.of(gains.keys() - pool.keys()), asked, w.author):
         pool[hit.id] = hit
     gains = _sum(gains, {id: w.source * gain for id, gain in source_gains(list(pool.values())).items()})
-    return sorted((_lifted(hit, gains.get(hit.id, 0.0)) for hit in pool.values()), key=_order)
+    return sorted((_lifted(hit, gains.get(hit.id, 0.0)) for hit in pool.values()), key=_order)[:count]
 
 
 def _said(hits: Sequence[Hit], asked: Collection[str], share: float) -> list[Hit]:
