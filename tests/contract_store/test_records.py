@@ -46,7 +46,7 @@ def test_a_lost_race_changes_nothing(store: RecordStore, put: Put, write: Callab
     put(store, ("r1", "tea"))
     before = store.stamp(A), store.changes(A), store.count(A)
     for bad in (write("r1", "x"), write("r1", "x", 2), write("r2", "x", 1)):
-        with pytest.raises(ConflictError, match="version|exist"):
+        with pytest.raises(ConflictError, match=r"version|exist"):
             put(store, write("r9", "other"), bad)
         assert (store.stamp(A), store.changes(A), store.count(A)) == before
     assert store.get(A, ["r1", "r9"])["r1"].content == "tea"
@@ -227,7 +227,7 @@ def test_vectors_of_another_size_are_refused(backend: Any):
     (id,) = memory.add("tea")
     other = backend.memory(embedder=large, store=memory.store)
     for act in (lambda: other.add("more"), lambda: other.recall("tea")):
-        with pytest.raises(EmbedderError, match="24 numbers.*16"):
+        with pytest.raises(EmbedderError, match=r"24 numbers.*16"):
             act()
     assert memory.recall("tea")[0].id == id
     assert memory.store.count(A) == {"active": 1}
