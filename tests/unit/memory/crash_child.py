@@ -43,5 +43,19 @@ def main(path: str, mode: str) -> None:
             time.sleep(600)
 
 
+def brood(path: str) -> None:
+    """Fork a process that writes for each line that is read; imports cost once."""
+    Memory.open(":memory:", scope="warm", write="manual").close()
+    for _ in sys.stdin:
+        pid = os.fork()
+        if not pid:
+            main(path, "write")
+        say(f"pid {pid}")
+        os.waitpid(pid, 0)
+
+
 if __name__ == "__main__":
+    if sys.argv[2] == "brood":
+        brood(sys.argv[1])
+        sys.exit()
     main(*sys.argv[1:])

@@ -32,6 +32,17 @@ def _kill(child: "subprocess.Popen[str]") -> list[str]:
     return said
 
 
+def _until_written(brood: "subprocess.Popen[str]", seconds: float) -> list[str]:
+    """Kill the process that was forked, some time after its first write was acknowledged."""
+    assert brood.stdout is not None
+    said: list[str] = []
+    while len({line.startswith("pid ") for line in said}) < 2:
+        said.append(brood.stdout.readline().strip())
+    time.sleep(seconds)
+    os.kill(next(int(line.split()[1]) for line in said if line.startswith("pid ")), signal.SIGKILL)
+    return said
+
+
 def _sources(memory: Memory) -> Counter[str]:
     records = memory.records(statuses=("active", "archived", "quarantined"), limit=10**6)
     return Counter(source.source_id for record in records for source in record.provenance)
@@ -69,14 +80,22 @@ def test_episode_left_open_is_closed_as_unknown(make: Make, path: Path):
     assert [hit.text for hit in memory.recall("thought")] == ["half a thought"]
 
 
-def test_killed_again_and_again_while_writing(make: Make, path: Path):
+def test_killed_fifty_times_while_writing_and_distilling(make: Make, path: Path):
+    """By two broods at once, so that the living distil what the dead left."""
+    command = [sys.executable, str(CHILD), str(path), "brood"]
+    broods = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for _ in range(2)]
     acknowledged: list[str] = []
-    for trial in range(6):
-        child = _start(path, "write")
-        assert child.stdout is not None
-        acknowledged.append(child.stdout.readline().strip())
-        time.sleep(0.05 * (trial + 1))
-        acknowledged += _kill(child)
+    for trial in range(25):
+        for brood in broods:
+            assert brood.stdin is not None
+            brood.stdin.write("go\n")
+            brood.stdin.flush()
+        for brood in broods:
+            acknowledged += _until_written(brood, 0.004 * trial)
+    for brood in broods:
+        acknowledged += [line.strip() for line in brood.communicate()[0].splitlines()]
+    assert sum(line.startswith("pid ") for line in acknowledged) == 50
+    acknowledged = [line for line in acknowledged if not line.startswith("pid ")]
     memory = make()
     assert memory.flush(30)
     episodes = {line.split()[1] for line in acknowledged if line.startswith("episode ")}
