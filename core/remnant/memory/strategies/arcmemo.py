@@ -187,8 +187,8 @@ class ArcMemo(Base):
         if query.model is None:
             return hits[: self._most]
         offered = everything_or_best(query, hits, _line, self._max_tokens)
-        if not offered:
-            return []
+        if not offered:  # nothing there, or nothing short enough to be shown
+            return hits[: self._most]
         listed = listing(offered, _line)
         types = typed.types_in(typed.concept_of(hit.record) for hit in offered if typed.is_concept(hit.record))
         parts = ["Concepts:", listed.text, *(["Types:", *types] if types else []), "", "Task:", quoted(query.text)]

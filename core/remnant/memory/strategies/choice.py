@@ -61,10 +61,10 @@ def everything_or_best(query: Query, hits: Sequence[Hit], line: Callable[[Hit], 
     kept: list[Hit] = []
     left = most_tokens
     for hit in hits:
-        left -= query.count_tokens(line(hit))
-        if left < 0:
-            break
-        kept.append(hit)
+        cost = query.count_tokens(line(hit))
+        if cost <= left:  # one too long is passed over
+            kept.append(hit)
+            left -= cost
     return kept
 
 
