@@ -2,6 +2,7 @@
 
 from remnant.routing.calibrate import Abstentions, Trial, abstention_gate, best_k, drop_weak, reliable_length
 from remnant.routing.classify import classify
+from remnant.routing.collapse import collapse
 from remnant.routing.cost import break_even, estimate
 from remnant.routing.decision import Cost, Mode, Option, Order, RouteDecision
 from remnant.routing.extract import Answer, BlockReader, Item
@@ -37,6 +38,7 @@ __all__ = [
     "break_even",
     "chronological",
     "classify",
+    "collapse",
     "count_tokens",
     "drop_weak",
     "estimate",

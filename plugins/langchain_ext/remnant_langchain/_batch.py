@@ -56,6 +56,8 @@ def checked(ops: Iterable[Op]) -> list[Op]:
         validate_op_namespace(op)
         if isinstance(op, PutOp) and not op.namespace:
             raise InvalidNamespaceError("Namespace cannot be empty.")
+        if isinstance(op, (SearchOp, ListNamespacesOp)) and not 0 <= op.limit + op.offset < 1 << 31 > op.limit >= 0:
+            raise ConfigError(f"limit {op.limit}, offset {op.offset}", accepted="0 or more")
         if isinstance(op, SearchOp):
             check_filter(op.filter)
     return found

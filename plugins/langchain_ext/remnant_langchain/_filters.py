@@ -35,6 +35,9 @@ def check_filter(wanted: Mapping[str, Any] | None) -> None:
 
 
 def _check(condition: Any) -> None:
+    if isinstance(condition, (list, tuple)):
+        for part in cast("Sequence[Any]", condition):
+            _check(part)
     if not isinstance(condition, Mapping):
         return
     named = cast("Mapping[str, Any]", condition)

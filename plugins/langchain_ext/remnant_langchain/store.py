@@ -18,6 +18,7 @@ from remnant.memory.record import TRUSTS, Trust
 from remnant.memory.store import Receipt
 from remnant_langchain import _items
 from remnant_langchain._batch import PART, batch_steps, checked
+from remnant_langchain._options import DEFAULT_SCOPE
 from remnant_langchain.models import LangChainEmbedder
 
 
@@ -41,7 +42,7 @@ class MemoryStore(BaseStore):
 
     Args:
         memory: an open memory, or what `Memory.open` takes: a path or an address.
-        scope: whose items; a must with a path.
+        scope: whose items; for a path `default` where nothing is said, as for the middleware.
         index: `fields` are the paths of the texts that find an item (the whole value by default); `embed`
             with `dims` gives a path its embedder, and is refused for an open memory, which has its own.
         ttl: `default_ttl` (minutes), `refresh_on_read`, `sweep_interval_minutes` of `start_ttl_sweeper`.
@@ -50,7 +51,7 @@ class MemoryStore(BaseStore):
         settings: of `Memory.open`, for a path.
 
     Raises:
-        ConfigError: no scope, or options that contradict each other.
+        ConfigError: options that do not exist or contradict each other.
 
     Source: `InMemoryStore` of langgraph-checkpoint 4.3.2 for what reads in a batch see, filters and matching.
         Differs: emptied namespaces are not listed, an update keeps `created_at`, one vector per item, values
@@ -175,7 +176,8 @@ def _memory(
             raise ConfigError("two embedders: index={'embed': ...} and embedder=", do="give one")
         settings = {**settings, "embedder": _embedder(embed, (index or {}).get("dims"))}
     # The file may be an agent's: what it left open or queued is for the agent to settle, with its model.
-    return Memory.open(memory, scope=scope, **{"write": "manual", "recover": False, **settings})
+    whose = DEFAULT_SCOPE if scope is None else scope
+    return Memory.open(memory, scope=whose, **{"write": "manual", "recover": False, **settings})
 
 
 def _embedder(embed: Any, dims: int | None) -> Embedder:
