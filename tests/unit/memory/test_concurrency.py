@@ -1,6 +1,7 @@
 """Many threads, many processes, one file."""
 
 import asyncio
+import os
 import subprocess
 import sys
 import threading
@@ -133,3 +134,15 @@ class SlowEmbedder(HashEmbedder):
     async def aembed(self, texts, *, kind):  # type: ignore[no-untyped-def]
         await asyncio.sleep(0.05)
         return HashEmbedder.embed(self, texts, kind=kind)
+
+
+def test_connections_of_threads_that_ended_are_closed(make: Make, path: Path):
+    """Each event loop has threads of its own; an application with many loops must not run out of files."""
+    memory = make()
+    memory.add("tea without milk")
+    for _ in range(40):
+        thread = threading.Thread(target=memory.recall, args=("tea",))
+        thread.start()
+        thread.join()
+    held = [link for link in Path("/proc/self/fd").iterdir() if os.path.realpath(link) == str(path.resolve())]
+    assert len(held) <= 4

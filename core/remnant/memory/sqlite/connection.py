@@ -41,7 +41,7 @@ class Connections:
         self._synchronous, self._read_only = synchronous.upper(), read_only
         self._local = threading.local()
         self._lock = threading.Lock()
-        self._open: list[sqlite3.Connection] = []
+        self._open: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._process = os.getpid()
         self._closed = False
         self._journal = "WAL"
@@ -83,7 +83,11 @@ class Connections:
             new.close()
             raise
         with self._lock:
-            self._open.append(new)
+            gone = [connection for thread, connection in self._open if not thread.is_alive()]
+            self._open = [item for item in self._open if item[0].is_alive()]
+            self._open.append((threading.current_thread(), new))
+        for connection in gone:  # every event loop brings threads of its own: they would pile up
+            connection.close()
         return new
 
     @contextmanager
@@ -127,7 +131,7 @@ class Connections:
         with self._lock:
             opened, self._open = self._open, []
         if self._process == os.getpid():
-            for connection in opened:
+            for _, connection in opened:
                 connection.close()
         self._local = threading.local()
 
