@@ -28,9 +28,6 @@ T = TypeVar("T")
 MOST_SCOPES = 1024
 """Scopes whose memory is kept ready; the one used longest ago goes first. They share one store and worker."""
 
-WRITE_SECONDS = 15.0
-"""How long a hook waits for the journal; longer than SQLite waits for another writer."""
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -44,6 +41,7 @@ class Settings:
     position: Position
     record: bool
     recall_seconds: float
+    record_seconds: float
     end_seconds: float
     redact: Callable[[str], str]
 
@@ -82,25 +80,33 @@ class Door:
                 self._scopes.popitem(last=False)
         return made
 
-    def guarded(self, memory: Memory, what: str, job: Callable[[], T] | None, seconds: float = WRITE_SECONDS) -> Any:
-        """A job's result, or None and an event such as `recall_failed`."""
+    def guarded(self, memory: Memory, what: str, job: Callable[[], T] | None, seconds: float = 0.0) -> Any:
+        """A job's result, or None and an event such as `recall_failed`.
+
+        Args:
+            memory: where it happens.
+            what: `recall`, or `record` for what writes.
+            job: None does nothing.
+            seconds: how long it may take; 0 is the setting for `what`.
+        """
         if job is None:
             return None
         try:
-            return self._box.run(job, seconds)
+            return self._box.run(job, seconds or self._seconds(what))
         except Exception as error:  # whatever memory does, the agent goes on
             _report(memory, what, error)
 
-    async def aguarded(
-        self, memory: Memory, what: str, job: Callable[[], T] | None, seconds: float = WRITE_SECONDS
-    ) -> Any:
+    async def aguarded(self, memory: Memory, what: str, job: Callable[[], T] | None, seconds: float = 0.0) -> Any:
         """`guarded` without blocking the event loop."""
         if job is None:
             return None
         try:
-            return await self._box.arun(job, seconds)
+            return await self._box.arun(job, seconds or self._seconds(what))
         except Exception as error:
             _report(memory, what, error)
+
+    def _seconds(self, what: str) -> float:
+        return self.settings.recall_seconds if what == "recall" else self.settings.record_seconds
 
     def plan(self, state: Mapping[str, Any], runtime: Any) -> Plan | None:
         """What a new run is about; None if it wants no memory.
@@ -147,8 +153,10 @@ class Door:
         return partial(plan.run.memory.recall, plan.task, **self._limits(plan))
 
     async def arecalled(self, plan: Plan) -> list[Hit] | None:
-        """What `recalling` gives, with the embedder's own async half."""
+        """What `recalling` gives, with the embedder's own async half if there is an embedder."""
         memory = plan.run.memory
+        if memory.context.embedder is None:
+            return await self.aguarded(memory, "recall", self.recalling(plan))
         try:
             recall = memory.arecall(plan.task, **self._limits(plan))
             return await asyncio.wait_for(recall, self.settings.recall_seconds)

@@ -15,6 +15,9 @@ T = TypeVar("T")
 MOST = 16
 """Threads at most; each has its own connection to the store, kept for the next call."""
 
+IDLE = 30.0
+"""Seconds after which a thread with nothing to do ends."""
+
 
 class Timebox:
     """A few threads that end with the process, whatever they wait for.
@@ -64,7 +67,14 @@ class Timebox:
 
     def _work(self) -> None:
         while True:
-            future, job = self._jobs.get()
+            try:
+                future, job = self._jobs.get(timeout=IDLE)
+            except queue.Empty:
+                with self._lock:
+                    if self._waiting >= self._threads:  # a job was promised to this thread just now
+                        continue
+                    self._threads -= 1
+                return
             try:
                 if future.set_running_or_notify_cancel():
                     future.set_result(job())

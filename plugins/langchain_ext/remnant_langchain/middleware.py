@@ -25,7 +25,7 @@ from remnant.memory.llm import ChatModel, Embedder
 from remnant.memory.memory import Memory
 from remnant.memory.strategy import Strategy
 from remnant.memory.verdict import Judge, judge, manual, rules
-from remnant_langchain._door import WRITE_SECONDS, Door, Settings
+from remnant_langchain._door import Door, Settings
 from remnant_langchain._options import DEFAULT_SCOPE, Scope, check_count, options_of, run_options
 from remnant_langchain._prompt import Position
 from remnant_langchain._steps import fault_step, model_steps
@@ -68,6 +68,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         write: when runs are learnt from: in the `background`, `inline` before the run is over, or `manual`, on
             `memory.flush`; `off` recalls only. Background if left out.
         recall_seconds: a recall that takes longer gives nothing.
+        record_seconds: the agent waits no longer for the journal; what is late is written all the same.
         redact: applied to every text before it is searched for or recorded, for example to remove names.
         label: names this memory among several of one agent; left out, it is made of file and strategy.
         settings: further settings of `Memory.open`.
@@ -101,6 +102,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         tools: bool = False,
         write: Literal["background", "inline", "manual", "off"] | None = None,
         recall_seconds: float = 2.0,
+        record_seconds: float = 15.0,  # longer than SQLite waits for another writer
         redact: Callable[[str], str] | None = None,
         label: str | None = None,
         **settings: Any,
@@ -133,7 +135,8 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
                 position=position,
                 record=write != "off",
                 recall_seconds=recall_seconds,
-                end_seconds=PATIENT_SECONDS if asks else WRITE_SECONDS,
+                record_seconds=record_seconds,
+                end_seconds=PATIENT_SECONDS if asks else record_seconds,
                 redact=redact or _unchanged,
             ),
         )
@@ -168,7 +171,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         if plan is None:
             return {"remnant": {self.name: {}}}
         plan = door.opened(plan, door.guarded(plan.run.memory, "record", door.opening(plan)))
-        hits = door.guarded(plan.run.memory, "recall", door.recalling(plan), door.settings.recall_seconds)
+        hits = door.guarded(plan.run.memory, "recall", door.recalling(plan))
         return door.begun(plan, hits, runtime)
 
     async def abefore_agent(self, state: MemoryState, runtime: Runtime[Any]) -> dict[str, Any] | None:
@@ -186,7 +189,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
             self._agent_model.meet(request.model)
         if run is None:
             return handler(request)
-        prepared = door.guarded(run.memory, "recall", door.preparing(run, request), door.settings.recall_seconds)
+        prepared = door.guarded(run.memory, "recall", door.preparing(run, request))
         try:
             response = handler(prepared or request)
         except GraphBubbleUp:
@@ -206,7 +209,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
             self._agent_model.meet(request.model)
         if run is None:
             return await handler(request)
-        prepared = await door.aguarded(run.memory, "recall", door.preparing(run, request), door.settings.recall_seconds)
+        prepared = await door.aguarded(run.memory, "recall", door.preparing(run, request))
         try:
             response = await handler(prepared or request)
         except GraphBubbleUp:
