@@ -15,6 +15,9 @@ from remnant.cli import testbed as testbed_cli
 from remnant.cli._parse import parse_budget, parse_options
 from remnant.errors import ConfigError, MissingExtra, RemnantError
 
+MEMORY = (
+    "list show search audit diff stats episodes undo approve forget feedback export import reindex migrate ui"
+).split()
 COMMANDS = [
     ["demo"],
     ["policies"],
@@ -30,6 +33,7 @@ COMMANDS = [
     ["testbed", "eval"],
     ["testbed", "export"],
     ["testbed", "agents"],
+    *(["memory", name] for name in MEMORY),
 ]
 
 
@@ -47,7 +51,8 @@ def test_every_command_has_help_and_json(capsys: pytest.CaptureFixture[str], com
 
 
 def test_the_list_of_commands_above_is_complete():
-    callbacks = [c.callback for c in (*app.registered_commands, *testbed_cli.testbed.registered_commands)]
+    groups = [group.typer_instance for group in app.registered_groups]
+    callbacks = [command.callback for one in (app, *groups) if one for command in one.registered_commands]
     assert len(callbacks) == len(COMMANDS)
 
 

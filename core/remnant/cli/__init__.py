@@ -33,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return INTERRUPTED
     except Exception as error:
+        if type(error).__name__ == "Abort":  # a question that was answered with no, or with Ctrl-C
+            return INTERRUPTED
         if complaint := _usage_error(error):
             print_error(complaint, as_json)
     return FAILED
@@ -43,8 +45,6 @@ def _usage_error(error: Exception) -> RemnantError | None:
 
     None when the parser has already shown the help text and has nothing to add.
     """
-    if type(error).__name__ == "Abort":
-        raise KeyboardInterrupt from error
     message = getattr(error, "format_message", None)  # the parser's classes move between releases
     if message is None:
         raise error

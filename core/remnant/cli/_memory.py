@@ -76,12 +76,25 @@ def open_place(place: str, *, write: bool, create: bool = False) -> RecordStore:
 
     from remnant.memory.memory import open_store
 
-    if "://" not in place and not create and not Path(place).is_file():
+    scheme, address, rest = place.partition("://")
+    file = rest.removeprefix("/") if scheme == "sqlite" else "" if address else place
+    if file and not create and not Path(file).is_file():
         raise ConfigError(f"no memory at {place!r}", accepted="a file or an address", do="check the name")
     store = open_store(place) if write else open_store(place, read_only=True)
     if backup := getattr(store, "backup", None):
-        sys.stderr.write(f"remnant: {place} was brought to the newest schema; as it was: {backup}\n")
+        sys.stderr.write(f"remnant: {without_password(place)} was brought to the newest schema; as it was: {backup}\n")
     return store
+
+
+def without_password(place: str) -> str:
+    """The store's name as it may be shown.
+
+    Example: without_password("postgresql://ada:secret@host/db") -> "postgresql://ada@host/db"
+    """
+    scheme, found, rest = place.partition("://")
+    owner, at, where = rest.rpartition("@")
+    user = owner.partition(":")[0]
+    return f"{scheme}://{user}{at}{where.partition('?')[0]}" if found else place
 
 
 def memory_in(

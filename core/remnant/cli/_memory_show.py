@@ -116,7 +116,7 @@ def differences(found: Data) -> None:
 
 def _difference(before: Data | None, after: Data | None) -> None:
     for name, pieces in field_changes(before, after):
-        line = _text(f"  {name}: ", "dim")
+        line = _text().append(f"  {name}: ", "dim")
         line.append_text(_compared(pieces))
         _echo(line)
 
@@ -194,9 +194,9 @@ def receipt(found: Data) -> None:
     if found["derived"]:
         _echo(f"kept, though made from it; forget them too if they tell: {' '.join(found['derived'])}")
     if found["clean"]:
-        _echo("no byte of it is left in the store")
-    else:
-        _echo("another process is reading the store: bytes of it may be left until the next 'forget'")
+        _echo("no byte of it is left in the store's files")
+    for place in found["remains"]:
+        _echo(f"bytes of it may still lie in: {place}")
 
 
 def _scope(found: Data, more: str = "") -> None:

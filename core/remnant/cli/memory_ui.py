@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from remnant.cli._memory import HowItLearns, Place, Vectors, memory_in, open_place
+from remnant.cli._memory import HowItLearns, Place, Vectors, memory_in, open_place, without_password
 from remnant.cli._output import Json, print_json
 from remnant.lazy import needs
 
@@ -40,7 +40,7 @@ def ui(
             import webbrowser
 
             webbrowser.open(address.url)
-        serve(address, memories, place=store, read_only=read_only)
+        serve(address, memories, place=without_password(store), read_only=read_only)
     finally:
         found.close()
 

@@ -64,11 +64,9 @@ def forget(request: Request) -> Response:
     ]
     if receipt.derived:
         lines.append(f"kept, though made from it: {', '.join(receipt.derived)}")
-    lines.append(
-        "no byte of it is left in the store"
-        if receipt.clean
-        else "another process is reading the store: bytes of it may be left until the next time something is forgotten"
-    )
+    if receipt.clean:
+        lines.append("no byte of it is left in the store's files")
+    lines += [f"bytes of it may still lie in: {place}" for place in receipt.remains]
     back = request.query_params.get("back", "")
     return after(request, back if back in ("records", "quarantine") else "records", "Forgotten.", lines)
 
