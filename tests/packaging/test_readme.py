@@ -68,3 +68,17 @@ def test_contributing_names_real_places(root: Path):
     text = (root / "CONTRIBUTING.md").read_text()
     for target in re.findall(r"make ([a-z]+)", text):
         assert re.search(rf"^{target}:", (root / "Makefile").read_text(), re.MULTILINE), target
+
+
+def test_examples_of_the_guide_run(root: Path):
+    namespace: dict[str, object] = {}
+    blocks = _blocks((root / "docs" / "memory.md").read_text())
+    assert len(blocks) == 2
+    for number, block in enumerate(blocks):
+        exec(compile(block, f"docs/memory.md example {number}", "exec"), namespace)
+
+
+def test_links_lead_somewhere(root: Path):
+    for page in (root / "README.md", root / "CONTRIBUTING.md", *(root / "docs").glob("*.md")):
+        for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", page.read_text()):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
