@@ -1,6 +1,7 @@
 """Agents of the real framework around scripted models, on real files."""
 
 import asyncio
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ class FunctionModel(BaseChatModel):
             chunk = AIMessageChunk(
                 content=word if place == 0 else f" {word}",
                 tool_call_chunks=[
-                    {"name": c["name"], "args": __import__("json").dumps(c["args"]), "id": c["id"], "index": i}
+                    {"name": c["name"], "args": json.dumps(c["args"]), "id": c["id"], "index": i}
                     for i, c in enumerate(calls)
                 ],
             )
@@ -102,6 +103,11 @@ class Maker:
         made = MemoryMiddleware(given.pop("path", self.path), **given)
         self.made.append(made)
         return made
+
+    @staticmethod
+    def model(answer: Any) -> FunctionModel:
+        """A chat model around a function of the messages."""
+        return FunctionModel(answer=answer)
 
     @staticmethod
     def agent(answer: Any, tools: Any = (), middleware: Any = (), **settings: Any) -> Any:
