@@ -15,9 +15,24 @@ from remnant.cli import testbed as testbed_cli
 from remnant.cli._parse import parse_budget, parse_options
 from remnant.errors import ConfigError, MissingExtra, RemnantError
 
-MEMORY = (
-    "list show search audit diff stats episodes undo approve forget feedback export import reindex migrate ui"
-).split()
+MEMORY = [
+    "list",
+    "show",
+    "search",
+    "audit",
+    "diff",
+    "stats",
+    "episodes",
+    "undo",
+    "approve",
+    "forget",
+    "feedback",
+    "export",
+    "import",
+    "reindex",
+    "migrate",
+    "ui",
+]
 COMMANDS = [
     ["demo"],
     ["policies"],
