@@ -53,5 +53,6 @@ class SqliteStore(Records, Journal, Erase):
     def close(self) -> None:
         """See `RecordStore`."""
         self._files.close()
+        self._words.close()
         if self._temporary:
             self._temporary.cleanup()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from remnant.errors import ConfigError
 from remnant.memory.errors import StoreError
-from remnant.memory.sqlite.schema import check_newest, has_fts5, migrate
+from remnant.memory.sqlite.schema import OCCURRENCES, check_newest, has_fts5, migrate
 
 BUSY_MS = 10_000
 """How long a writer waits for another one, in ms."""
@@ -74,6 +74,8 @@ class Connections:
         try:
             new.execute(f"PRAGMA busy_timeout = {BUSY_MS}")
             new.execute("PRAGMA secure_delete = ON").fetchall()
+            if has_fts5(new):
+                new.execute(OCCURRENCES)
             if self._read_only:
                 new.execute("PRAGMA query_only = ON")
             elif os.access(self.path, os.W_OK):

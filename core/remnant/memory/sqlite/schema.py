@@ -55,13 +55,19 @@ CREATE INDEX jobs_by_state ON jobs (scope, state);
 MIGRATIONS: tuple[str, ...] = (_FIRST,)
 """Script i brings a file from version i to version i + 1."""
 
-_WORDS = """
+TOKENIZER = "porter unicode61 remove_diacritics 2"
+"""How the word index splits text into words and stems them."""
+
+_WORDS = f"""
 CREATE VIEW live AS SELECT number, tenant, words FROM records WHERE status = 'active';
 CREATE VIRTUAL TABLE word_index USING fts5(
-  tenant, words, content='live', content_rowid='number', tokenize='porter unicode61 remove_diacritics 2');
+  tenant, words, content='live', content_rowid='number', tokenize='{TOKENIZER}');
 INSERT INTO word_index (word_index, rank) VALUES ('rank', 'bm25(0.0, 1.0)');
 INSERT INTO word_index (word_index) VALUES ('rebuild');
 """
+
+OCCURRENCES = "CREATE VIRTUAL TABLE temp.word_occurrences USING fts5vocab(main, word_index, instance)"
+"""The word index seen word by word, for each connection that searches it."""
 
 
 def has_fts5(connection: sqlite3.Connection) -> bool:

@@ -1,95 +1,172 @@
-"""Search by words in SQLite: few rows are ranked, because ranking a row costs far more than matching it.
+"""Search by words in SQLite: FTS5 says which documents hold a word, and BM25 is added up here.
 
-`bm25` as an expression under SQLite's own sorter takes a fraction of the time of FTS5's `rank`. A document
-must hold one of the rare words of a query to be ranked; it is then ranked by all of them. FTS5 gives words
-that half of all documents hold no weight, so these are not even looked at.
+FTS5 ranks a match by looking its document up, which costs tens of times what finding it costs. So the postings of
+each word that is asked for are read once, kept within a number of bytes, and added up over whole lists: the ranking
+is that of `bm25()` over all documents, not an estimate. How rare a word is and how long documents are counts within
+the scope, or the place that is searched: what others wrote into the file changes nothing. What is kept follows the
+file: documents that changed are counted one by one until there are many, then everything is read anew.
 """
 
 from __future__ import annotations
 
 import sqlite3
+import threading
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
 
-from remnant.index.words import match_expression, rare_words
-from remnant.memory.rows import tenant_word
+from remnant.index.cache import ByteCache
+from remnant.index.postings import Fresh, Part, Postings, ranked
+from remnant.memory.sqlite.tokens import Tokens
 
-MOST_RANKED = 1000
-"""Documents that hold a rare word of a query, at most; what is rare follows from it."""
+MOST_BYTES = 128 << 20
+"""Memory that the postings of one file may take, and its scopes as much again; the ones used longest ago go first."""
 
-_MOST_KNOWN = 4096
-_BEST = """SELECT r.id, -w.score FROM (SELECT rowid, bm25(word_index, 0.0, 1.0) AS score FROM word_index
-           WHERE word_index MATCH ? ORDER BY score LIMIT ?) w JOIN records r ON r.number = w.rowid WHERE r.scope = ?"""
-_NEWEST = """SELECT r.id, -w.score FROM (SELECT rowid, bm25(word_index, 0.0, 1.0) AS score FROM word_index
-             WHERE word_index MATCH ? ORDER BY rowid DESC LIMIT ?) w JOIN records r ON r.number = w.rowid
-             WHERE r.scope = ? ORDER BY 2 DESC LIMIT ?"""
+MOST_FRESH = 1000
+"""Changed documents that are counted one by one."""
+
+_STAMP = "SELECT (SELECT coalesce(sum(epoch), 0) FROM epochs), (SELECT coalesce(max(number), 0) FROM changes)"
+_CHANGED = """SELECT DISTINCT r.number, r.scope, r.place, r.status, r.tenant, r.words FROM changes c
+              JOIN versions v ON v.scope = c.scope AND v.change = c.number
+              JOIN records r ON r.scope = v.scope AND r.id = v.id WHERE c.number > ? LIMIT ?"""
+_LENGTHS = """SELECT r.number, d.sz FROM records r JOIN word_index_docsize d ON d.id = r.number
+              WHERE r.scope = ?1 AND r.status = 'active'
+              AND (?2 = '' OR (r.place <> '' AND (r.place = ?2 OR (r.place > ?2 || '/' AND r.place < ?2 || '0'))))"""
+_NAMES = "SELECT number, id FROM records WHERE +scope = ? AND number IN "
+"""By number: the plus keeps SQLite from walking through the whole scope."""
 
 Row = tuple[str, float]
 
 
-class WordSearch:
-    """Search in the word index of one file; remembers which words are everywhere in it."""
+@dataclass(frozen=True)
+class _Document:
+    """A document that changed, as it is now; without counts it is gone."""
 
-    def __init__(self) -> None:
+    scope: str
+    place: str
+    counts: Counter[str] | None
+    length: int
+
+    def lies_in(self, scope: str, place: str) -> bool:
+        inside = not place or self.place == place or self.place.startswith(f"{place}/")
+        return self.counts is not None and self.scope == scope and inside
+
+
+class WordSearch:
+    """Search in the word index of one file, by any number of threads.
+
+    Args:
+        most_bytes: see `MOST_BYTES`.
+    """
+
+    def __init__(self, most_bytes: int = MOST_BYTES) -> None:
         """Know nothing yet."""
-        self._everywhere: dict[str, tuple[int, bool]] = {}
+        self._lock = threading.Lock()
+        self._tokens: Tokens | None = None
+        self._stamp = (-1, -1)
+        self._postings: ByteCache[str, Postings] = ByteCache(most_bytes)
+        self._parts: ByteCache[tuple[str, str], Part] = ByteCache(most_bytes)
+        self._fresh: dict[int, _Document] = {}
 
     def found(self, c: sqlite3.Connection, scope: str, terms: Sequence[str], limit: int, place: str = "") -> list[Row]:
         """The best matches with their BM25, best first.
 
-        A file of at most `MOST_RANKED` records is ranked whole. In a larger one every document that holds
-        one of the rare words is ranked; if these are fewer than `limit`, the newest documents with the next
-        word follow. Without rare words all documents are ranked, which takes its time.
+        Args:
+            c: in a transaction that has read nothing yet, so that it sees no older state than the one before it.
+            scope: whose records.
+            terms: as `remnant.index.words.terms` gives them.
+            limit: matches at most.
+            place: only records at this place of the scope and below.
         """
-        most = max(MOST_RANKED, 4 * limit)
-        rows: int = c.execute("SELECT coalesce(max(number), 0) FROM records").fetchone()[0]
-        within = _within(c, scope, place)
-        if rows <= most:
-            return _sorted(dict(c.execute(_BEST, (within + _any(terms), limit, scope)).fetchall()))
-        counts = {word: _count(c, within + _any([word]), most + 1) for word in terms}
-        rare = rare_words(counts, most)
-        common = [word for word in terms if word not in rare]
-        heavy = [word for word in common if not self._weightless(c, word, rows)]
-        if not rare:
-            match = within + _any(heavy or terms)
-            return _sorted(dict(c.execute(_BEST, (match, limit, scope)).fetchall()))
-        scores: dict[str, float] = dict(c.execute(_BEST, (within + _any(rare), limit, scope)).fetchall())
-        if heavy:
-            match = f"{within}{_any(rare)} AND {_any(heavy)}"
-            scores |= dict(c.execute(_BEST, (match, limit, scope)).fetchall())
-        if common and len(scores) < limit:
-            word = min(common, key=counts.__getitem__)
-            more = c.execute(_NEWEST, (within + _any([word]), most, scope, limit)).fetchall()
-            scores = dict(more) | scores
-        return _sorted(scores)[:limit]
+        with self._lock:
+            if self._tokens is None:
+                self._tokens = Tokens()
+            self._follow(c, self._tokens)
+            part = self._part(c, scope, place)
+            words = {word: self._of(c, word) for word in self._tokens.of(terms)}
+            inside = {n: d.counts for n, d in self._fresh.items() if d.counts is not None and d.lies_in(scope, place)}
+            best = ranked(part, words, limit, Fresh(self._fresh, inside))
+        return _named(c, scope, best)
 
-    def _weightless(self, c: sqlite3.Connection, word: str, rows: int) -> bool:
-        """Whether half of the file's documents hold a word; counted anew when the file grew by a tenth."""
-        known = self._everywhere.get(word)
-        if known is None or not known[0] <= rows <= 1.1 * known[0]:
-            if len(self._everywhere) >= _MOST_KNOWN:
-                self._everywhere.clear()
-            half = rows // 2 + 1
-            known = self._everywhere[word] = rows, _count(c, _any([word]), half) == half
-        return known[1]
+    def close(self) -> None:
+        """Let go of everything."""
+        with self._lock:
+            self._clear((-1, -1))
+            if self._tokens is not None:
+                self._tokens.close()
+            self._tokens = None
+
+    def _follow(self, c: sqlite3.Connection, tokens: Tokens) -> None:
+        """Take in what changed since the last search."""
+        stamp: tuple[int, int] = c.execute(_STAMP).fetchone()
+        if stamp == self._stamp:
+            return
+        if stamp[0] != self._stamp[0]:
+            self._clear(stamp)
+            return
+        rows = c.execute(_CHANGED, (self._stamp[1], MOST_FRESH + 1)).fetchall()
+        if len(rows) > MOST_FRESH:
+            self._clear(stamp)
+            return
+        counted = tokens.count([words if status == "active" else "" for *_, status, _, words in rows])
+        for (number, scope, place, status, tenant, _), counts in zip(rows, counted, strict=True):
+            length = sum(counts.values()) + tenant.count(" ") + 1
+            self._set(number, _Document(scope, place, counts if status == "active" else None, length))
+        self._stamp = stamp
+        if len(self._fresh) > MOST_FRESH:
+            self._fresh.clear()
+            self._postings.clear()
+            for _, part in self._parts:
+                part.renew()
+
+    def _set(self, number: int, document: _Document) -> None:
+        self._fresh[number] = document
+        for (scope, place), part in self._parts:
+            if document.lies_in(scope, place) or number in part.lengths:
+                part.set(number, document.length if document.lies_in(scope, place) else None)
+
+    def _clear(self, stamp: tuple[int, int]) -> None:
+        self._postings.clear()
+        self._parts.clear()
+        self._fresh.clear()
+        self._stamp = stamp
+
+    def _part(self, c: sqlite3.Connection, scope: str, place: str) -> Part:
+        held = self._parts.get((scope, place))
+        if held is None:
+            held = Part({number: _length(sizes) for number, sizes in c.execute(_LENGTHS, (scope, place)).fetchall()})
+        return self._parts.put((scope, place), held)
+
+    def _of(self, c: sqlite3.Connection, word: str) -> Postings:
+        """The postings of a word. A scope's own word, in the other column, finds nothing that is not in the scope."""
+        held = self._postings.get(word)
+        if held is None:
+            sql = "SELECT group_concat(doc) FROM temp.word_occurrences WHERE term = ?"
+            text: str | None = c.execute(sql, (word,)).fetchone()[0]
+            held = self._postings.put(word, Postings.of(map(int, text.split(","))) if text else Postings.of(()))
+        return held
 
 
-def _within(c: sqlite3.Connection, scope: str, place: str) -> str:
-    """The word of the place or the scope, which all its documents hold; a file of one scope needs none, faster."""
-    if place:
-        return f'tenant : "{tenant_word(scope, place)}" AND '
-    sql = "SELECT EXISTS (SELECT 1 FROM records WHERE scope < ?1) OR EXISTS (SELECT 1 FROM records WHERE scope > ?1)"
-    return f'tenant : "{tenant_word(scope)}" AND ' if c.execute(sql, (scope,)).fetchone()[0] else ""
+@cache
+def _length(sizes: bytes) -> int:
+    """The words of a document: the sum of the numbers of its columns, as FTS5 writes them down.
+
+    Source: SQLite's documentation of FTS5, appendix on the tables behind it: big-endian groups of seven bits.
+    """
+    total = number = 0
+    for byte in sizes:
+        number = number << 7 | byte & 127
+        if byte < 128:
+            total, number = total + number, 0
+    return total
 
 
-def _any(words: Sequence[str]) -> str:
-    return f"words : ({match_expression(words)})"
-
-
-def _count(c: sqlite3.Connection, match: str, most: int) -> int:
-    """Matches, counted up to `most`; costs a fraction of ranking them."""
-    sql = "SELECT count(*) FROM (SELECT 1 FROM word_index WHERE word_index MATCH ? LIMIT ?)"
-    return c.execute(sql, (match, most)).fetchone()[0]
-
-
-def _sorted(scores: dict[str, float]) -> list[Row]:
-    return sorted(scores.items(), key=lambda row: (-row[1], row[0]))
+def _named(c: sqlite3.Connection, scope: str, best: Sequence[tuple[int, float]]) -> list[Row]:
+    """With ids instead of numbers; of this scope, whatever was ranked."""
+    ids: dict[int, str] = {}
+    for start in range(0, len(best), 500):
+        numbers = [number for number, _ in best[start : start + 500]]
+        ids.update(c.execute(f"{_NAMES}({', '.join('?' * len(numbers))})", (scope, *numbers)).fetchall())
+    rows = [(ids[number], score) for number, score in best if number in ids]
+    return sorted(rows, key=lambda row: (-row[1], row[0]))
