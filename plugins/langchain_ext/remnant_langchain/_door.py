@@ -16,7 +16,7 @@ from remnant.memory.memory import Memory
 from remnant.memory.record import Hit, new_id
 from remnant.memory.verdict import Judge
 from remnant_langchain import _recorder as recorder
-from remnant_langchain._options import Options, Scope, options_of, run_options, scope_of
+from remnant_langchain._options import Options, Scope, can_resume, options_of, run_options, scope_of
 from remnant_langchain._prompt import Position, hidden, looked_up, shown_ids, with_block
 from remnant_langchain._recorder import Run
 from remnant_langchain._steps import Step, cleaned, has_refusals, shown_step, task_of, tool_steps
@@ -125,7 +125,7 @@ class Door:
         metadata |= {"thread": thread} if thread else {}
         metadata |= {"rollout": options.rollout} if options.rollout is not None and not nested else {}
         recorded = self.settings.record and options.write != "off"
-        run = Run(memory, new_id() if recorded else "", resumable=thread is not None)
+        run = Run(memory, new_id() if recorded else "", resumable=can_resume(thread))
         stale = _entry(state, self.name).get("episode") or ""
         return Plan(run, self.settings.redact(task_of(state["messages"])), options, stale, metadata)
 
@@ -194,7 +194,7 @@ class Door:
             return None
         memory = self.memory_of(runtime, options)
         thread = getattr(getattr(runtime, "execution_info", None), "thread_id", None)
-        run = Run(memory, str(entry.get("episode") or ""), tuple(entry.get("ids") or ()), thread is not None)
+        run = Run(memory, str(entry.get("episode") or ""), tuple(entry.get("ids") or ()), can_resume(thread))
         announce(run)
         return run
 

@@ -16,6 +16,9 @@ from remnant.memory.record import check_scope
 
 Scope = str | Mapping[str, str]
 
+_SAVER = "__pregel_checkpointer"
+"""Where LangGraph says which checkpointer a run has; a release that does not say it counts as having one."""
+
 DEFAULT_SCOPE = "default"
 """Whose memory it is where nobody says so and `multi_tenant` is off."""
 
@@ -102,6 +105,19 @@ def run_options() -> Options | None:
     except RuntimeError:
         return None if sys.version_info < (3, 11) and _in_a_loop() else Options()
     return options_of(configurable)
+
+
+def can_resume(thread: str | None) -> bool:
+    """Whether another process may go on with this run: it has a thread, and checkpoints of it are kept.
+
+    Args:
+        thread: the run's, or None.
+    """
+    try:
+        configurable = get_config().get("configurable") or {}
+    except RuntimeError:
+        configurable = {}
+    return thread is not None and configurable.get(_SAVER, True) is not None
 
 
 def _in_a_loop() -> bool:

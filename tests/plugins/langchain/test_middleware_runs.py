@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import sqlite3
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -115,6 +116,21 @@ def test_a_run_outlives_its_process(tmp_path: Path):
         assert episode is not None
         assert [step["content"] for step in episode.steps] == ["", "a person says yes", "done"]
         assert (episode.closed_at is None, episode.verdict) == (False, "unknown")
+
+
+@pytest.mark.parametrize("saver", [None, InMemorySaver])
+def test_only_a_run_with_checkpoints_may_go_on_elsewhere(make, run, saver):
+    """A thread's name alone does not keep the episode of a dead process open."""
+
+    def answer(messages: Any) -> str:
+        with sqlite3.connect(make.path) as c:
+            owners.extend(owner for (owner,) in c.execute("SELECT owner FROM episodes"))
+        return "done"
+
+    owners: list[str] = []
+    agent = make.agent(answer, [], [make.memory()], checkpointer=saver() if saver else None)
+    run(agent, "q", {"configurable": {"thread_id": "1"}})
+    assert [owner == "" for owner in owners] == [saver is not None]
 
 
 # ---- whose memory it is
