@@ -27,6 +27,9 @@ BENCHMARKS = (
     Benchmark("speed", "time and memory against the stock cache and kvpress", ("tests/plugins/test_cache.py",)),
     Benchmark("memory", "add to agent memory and recall from it, by size", ("tests/unit/index/test_word_search.py",)),
     Benchmark("agents", "success of an agent that learns, by strategy", ("tests/unit/testbed/test_agents.py",)),
+    Benchmark(
+        "retrieval", "evidence recall on labelled questions, plain and widened", ("tests/unit/memory/test_widen.py",)
+    ),
     Benchmark("plot_quality", "draw results/quality.jsonl"),
     Benchmark("claims", "what should hold, and whether it does"),
 )

@@ -21,7 +21,7 @@ from remnant.index.words import terms
 from remnant.memory.links import names, said_by, source_gains, sources
 from remnant.memory.record import Hit, Record
 
-NEAR_OF = 50
+NEAR_OF = 10
 """Best hits whose neighbours are looked at."""
 
 SEEDS = 3
