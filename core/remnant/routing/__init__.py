@@ -1,5 +1,7 @@
 """Whether to read the whole history, blocks of it, or what retrieval finds. Needs no torch."""
 
+from remnant.routing.answer import Answered, Responder, read_passages
+from remnant.routing.assemble import Assembled, Unit, assemble
 from remnant.routing.calibrate import Abstentions, Trial, abstention_gate, best_k, drop_weak, reliable_length
 from remnant.routing.classify import classify
 from remnant.routing.collapse import collapse
@@ -15,6 +17,8 @@ from remnant.routing.settings import Settings
 __all__ = [
     "Abstentions",
     "Answer",
+    "Answered",
+    "Assembled",
     "BlockReader",
     "Budgets",
     "Cache",
@@ -29,10 +33,13 @@ __all__ = [
     "Order",
     "QueryType",
     "Request",
+    "Responder",
     "RouteDecision",
     "Settings",
     "Trial",
+    "Unit",
     "abstention_gate",
+    "assemble",
     "best_k",
     "blocks",
     "break_even",
@@ -44,6 +51,7 @@ __all__ = [
     "estimate",
     "history_key",
     "read_history",
+    "read_passages",
     "reliable_length",
     "reorder",
     "should_escalate",

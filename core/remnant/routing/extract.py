@@ -7,7 +7,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, cast
 
 from remnant.errors import ConfigError
@@ -129,6 +129,22 @@ class BlockReader:
         if self.block_size < 1 or self.parallel < 1:
             raise ConfigError(f"block_size {self.block_size}, parallel {self.parallel}", accepted="1 or more")
 
+    def extract(self, question: str, conversations: Sequence[Conversation]) -> Answer:
+        """What bears on a question, quoted, without putting it together: an answer whose text is left empty.
+
+        Args:
+            question: the question.
+            conversations: the history, or what retrieval chose of it.
+        """
+        parts = blocks(conversations, self.block_size)
+        with ThreadPoolExecutor(self.parallel) as pool:
+            found = list(pool.map(self._extract, [question] * len(parts), parts))
+        missing = tuple(c.id for part, got in zip(parts, found, strict=True) if got.failed for c in part)
+        dropped, calls = sum(got.dropped for got in found), sum(got.calls for got in found)
+        items = sorted((item for got in found for item in got.items), key=lambda item: item.date)
+        named = tuple(Item(**{**asdict(item), "id": f"q{i}"}) for i, item in enumerate(items, start=1))
+        return Answer("", not named, named, missing=missing, dropped=dropped, calls=calls)
+
     def answer(self, question: str, conversations: Sequence[Conversation]) -> Answer:
         """Answer a question from a history.
 
@@ -140,23 +156,17 @@ class BlockReader:
             The answer. Where every block is empty it abstains without a synthesis call. A failing model never
             raises: blocks become `missing`, and a failing synthesis abstains with the quotes attached.
         """
-        parts = blocks(conversations, self.block_size)
-        with ThreadPoolExecutor(self.parallel) as pool:
-            found = list(pool.map(self._extract, [question] * len(parts), parts))
-        missing = tuple(c.id for part, got in zip(parts, found, strict=True) if got.failed for c in part)
-        dropped, calls = sum(got.dropped for got in found), sum(got.calls for got in found)
-        items = sorted((item for got in found for item in got.items), key=lambda item: item.date)
-        named = tuple(Item(**{**asdict(item), "id": f"q{i}"}) for i, item in enumerate(items, start=1))
-        if not named:
-            return Answer(self.abstention, True, missing=missing, dropped=dropped, calls=calls)
-        return self._synthesis(question, named, missing, dropped, calls)
+        found = self.extract(question, conversations)
+        if not found.items:
+            return replace(found, text=self.abstention)
+        return self._synthesis(question, found.items, found.missing, found.dropped, found.calls)
 
     def _extract(self, question: str, block: Sequence[Conversation]) -> _Found:
         key = hashlib.sha256(f"{VERSION} {history_key(block)} {self.bucket(question)}".encode()).hexdigest()
         if self.cache is not None and (known := self.cache.get(key)) is not None:
             return _checked(known, block, 0)
         listed = json.dumps([asdict(c) for c in block], ensure_ascii=False)
-        data, calls = _ask(self.extractor, _EXTRACT.format(question=question, conversations=listed), _is_extraction)
+        data, calls = ask_json(self.extractor, _EXTRACT.format(question=question, conversations=listed), _is_extraction)
         if data is None:
             return _Found(calls=calls, failed=True)
         if self.cache is not None:
@@ -169,7 +179,7 @@ class BlockReader:
         warning = f" {len(missing)} conversations could not be read; do not conclude from silence." if missing else ""
         listed = json.dumps([asdict(item) for item in items], ensure_ascii=False)
         prompt = _SYNTHESIS.format(question=question, items=listed, missing=warning)
-        data, more = _ask(self.reader or self.extractor, prompt, _is_synthesis)
+        data, more = ask_json(self.reader or self.extractor, prompt, _is_synthesis)
         calls += more
         if data is None:
             return Answer(self.abstention, True, items, unanswered=(question,), missing=missing, calls=calls)
@@ -181,7 +191,7 @@ class BlockReader:
         return Answer(text, silent, items, () if silent else used, left, missing, dropped, calls)
 
 
-def _ask(
+def ask_json(
     complete: Complete, prompt: str, accept: Callable[[Mapping[str, Any]], bool]
 ) -> tuple[Mapping[str, Any] | None, int]:
     """One JSON object from a model, asked at most twice, and how often it was asked."""

@@ -71,6 +71,8 @@ def _refusal(mode: Mode, request: Request, settings: Settings, cost: Cost, k: in
         return ""
     if mode is Mode.FULL and request.allow_full is False:
         return "not allowed"
+    if mode in _BLOCKS and not request.allow_blocks:
+        return "nothing reads blocks"
     if mode is Mode.RECENT_PLUS_RAG and request.allow_full is False and request.n_conversations <= settings.recent:
         return f"the newest {settings.recent} conversations are the whole history, which is not allowed"
     if mode in _SEARCHES and not request.index.ready:

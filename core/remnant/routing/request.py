@@ -193,6 +193,7 @@ class Request:
         index: the index.
         allow_full: False never sends the whole history; True allows it beyond the upper threshold too, where
             its prefix is cached; None follows the policy.
+        allow_blocks: False where nothing can read blocks one by one.
         calls_expected: questions among which the cost of taking in is shared.
         output_tokens: tokens reserved for the answer.
         store_version: version of the store; a cache of another version does not count.
@@ -213,6 +214,7 @@ class Request:
     cache: Cache = Cache()
     index: Index = Index()
     allow_full: bool | None = None
+    allow_blocks: bool = True
     calls_expected: int = 1
     output_tokens: int = 300
     store_version: str = ""
