@@ -38,6 +38,7 @@ class Connections:
         if synchronous.lower() not in ("normal", "full"):
             raise ConfigError(f"synchronous {synchronous!r}", accepted=("normal", "full"))
         self.path = path
+        read_only = read_only or _only_readable(path)
         self._synchronous, self._read_only = synchronous.upper(), read_only
         self._local = threading.local()
         self._lock = threading.Lock()
@@ -78,7 +79,7 @@ class Connections:
                 new.execute(OCCURRENCES)
             if self._read_only:
                 new.execute("PRAGMA query_only = ON")
-            elif os.access(self.path, os.W_OK):
+            else:
                 _switch(new, self._journal)
             new.execute(f"PRAGMA synchronous = {self._synchronous}")
         except BaseException:
@@ -136,6 +137,11 @@ class Connections:
             for _, connection in opened:
                 connection.close()
         self._local = threading.local()
+
+
+def _only_readable(path: Path) -> bool:
+    """Whether a file that is here cannot be written, itself or its log: it can still be recalled from."""
+    return path.is_file() and not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK))
 
 
 def _address(path: Path) -> str:
