@@ -30,6 +30,11 @@ BENCHMARKS = (
     Benchmark(
         "retrieval", "evidence recall on labelled questions, plain and widened", ("tests/unit/memory/test_widen.py",)
     ),
+    Benchmark(
+        "agent_overhead",
+        "what memory costs a LangChain agent per step",
+        ("tests/plugins/langchain/test_middleware_prompt.py",),
+    ),
     Benchmark("plot_quality", "draw results/quality.jsonl"),
     Benchmark("claims", "what should hold, and whether it does"),
 )
