@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import runpy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from remnant.memory.memory import open_store
 from remnant.memory.record import digest
 
 SCOPE = "tenant-a"
+Lessons: Any = runpy.run_path(str(Path(__file__).with_name("child.py")))["Lessons"]
 
 
 @dataclass
@@ -35,9 +37,11 @@ class Backend:
         self.opened.append(open_store(**self.where, **options))
         return self.opened[-1]
 
-    def memory(self, strategy: Any = "facts", **settings: Any) -> Memory:
+    def memory(self, strategy: Any = None, **settings: Any) -> Memory:
         made = Memory.open(
-            **self.where, strategy=strategy, **{"scope": SCOPE, "write": "inline", "strict": True, **settings}
+            **self.where,
+            strategy=strategy or Lessons(),
+            **{"scope": SCOPE, "write": "inline", "strict": True, **settings},
         )
         self.opened.append(made)
         return made

@@ -120,7 +120,11 @@ def test_no_method_reaches_another_scope(shared: Any, used_scopes: set[str]):
     store = shared.store()
     nothing = _told(store, "nobody", "nothing")
 
-    @settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+    @settings(
+        max_examples=15,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
+    )
     @given(scope=NAMES, variant=VARIANTS)
     def check(scope: str, variant: str) -> None:
         other = variant.replace("{}", scope)

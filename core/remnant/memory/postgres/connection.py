@@ -12,15 +12,14 @@ from collections.abc import Callable, Generator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final, TypeVar
 
-from remnant.errors import ConfigError
 from remnant.lazy import needs
 from remnant.memory.errors import StoreError
+from remnant.memory.postgres.faults import advice, message, parts_of, passing, place_of
 from remnant.memory.postgres.schema import Server, check_newest, migrate, search, vector_type
 from remnant.memory.postgres.text import Vector, adapt
 
 with needs("postgres", wanted_by="a memory in PostgreSQL"):
     import psycopg
-    from psycopg.conninfo import conninfo_to_dict
     from psycopg.pq import TransactionStatus
     from psycopg.types import TypeInfo
     from psycopg_pool import ConnectionPool, PoolClosed, PoolTimeout
@@ -35,6 +34,8 @@ IDLE_MS: Final = 60_000
 """After this the server ends a transaction whose process stopped, in ms: none of ours ever waits for a model."""
 
 _PAUSE: Final = 0.05
+# A server that is gone without a word is noticed after about a minute, unless the address says otherwise.
+_ALIVE: Final = {"keepalives_idle": 30, "keepalives_interval": 10, "keepalives_count": 3, "tcp_user_timeout": 60_000}
 _SETTINGS: Final = """SELECT set_config('lock_timeout', %s, false),
   set_config('idle_in_transaction_session_timeout', %s, false), set_config('default_transaction_read_only', %s, false),
   set_config('client_encoding', 'UTF8', false), set_config('timezone', 'UTC', false)"""
@@ -61,10 +62,12 @@ class Connections:
 
     def __init__(self, url: str, schema: str, *, size: int, wait: float, read_only: bool = False) -> None:
         """See the class."""
-        self.place = _place(url)
+        parts = parts_of(url)
+        self.place = place_of(parts)
         self.schema = schema
         self.wait = wait
         self._url, self._size, self._read_only = url, size, read_only
+        self._alive = {name: value for name, value in _ALIVE.items() if name not in parts}
         self._closed = False
         self._inherited: list[Pool] = []
         with self.alone(first=True) as c:
@@ -78,13 +81,12 @@ class Connections:
     def _new_pool(self) -> Pool:
         return ConnectionPool(
             self._url,
-            kwargs={"autocommit": True},
+            kwargs={"autocommit": True, **self._alive},
             min_size=1,
             max_size=self._size,
             timeout=self.wait,
             reconnect_timeout=self.wait,
             configure=self._configure,
-            check=ConnectionPool.check_connection,
             open=True,
         )
 
@@ -134,7 +136,7 @@ class Connections:
                     c.execute("COMMIT")
                     return result
                 except psycopg.Error as error:
-                    if not _passing(error) or time.monotonic() > end:
+                    if not passing(error) or time.monotonic() > end:
                         raise
             time.sleep(_PAUSE)
 
@@ -159,14 +161,14 @@ class Connections:
                     number = _begin(c)
                     result = work(c)
                 except psycopg.Error as error:
-                    if not _passing(error) or time.monotonic() > end:
+                    if not passing(error) or time.monotonic() > end:
                         raise
                     return None
                 try:
                     c.execute("COMMIT")
                     return (result,)
                 except psycopg.OperationalError as error:
-                    if not _passing(error):
+                    if not passing(error):
                         raise
             return (result,) if self._happened(number) else None
 
@@ -215,27 +217,13 @@ class Connections:
             given = f"{self.place}: no connection within {self.wait:g} s"
             raise StoreError(given, do="see that the server runs and has connections left") from error
         except psycopg.Error as error:
-            raise StoreError(f"{self.place}: {_message(error)}", do=_advice(error)) from error
+            raise StoreError(f"{self.place}: {message(error)}", do=advice(error)) from error
 
     def close(self) -> None:
         """Close every connection of this process."""
         self._closed = True
         if self._process == os.getpid():
             self._pool.close(timeout=self.wait)
-
-
-def _place(url: str) -> str:
-    """The server and the database, without the password."""
-    try:
-        parts = conninfo_to_dict(url)
-    except psycopg.ProgrammingError as error:
-        raise ConfigError(
-            "an address that libpq cannot read", accepted="postgresql://user@host:port/database"
-        ) from error
-    host, port = parts.get("host") or "localhost", parts.get("port")
-    return (
-        f"PostgreSQL at {host}{f':{port}' if port else ''}, database {parts.get('dbname') or parts.get('user') or ''!r}"
-    )
 
 
 def _begin(c: Server) -> str:
@@ -249,27 +237,3 @@ def _begin(c: Server) -> str:
 def _one(c: Server, sql: Any, *values: Any) -> Any:
     row = c.execute(sql, values or None).fetchone()
     return row[0] if row else None
-
-
-def _passing(error: psycopg.Error) -> bool:
-    """Whether the same work may succeed in a moment: a server that restarts, a deadlock, a lost connection."""
-    state = error.sqlstate or ""
-    lost = isinstance(error, psycopg.OperationalError) and not state
-    return lost or state.startswith("08") or state in ("40001", "40P01", "57P01", "57P02", "57P03")
-
-
-def _message(error: psycopg.Error) -> str:
-    return (error.diag.message_primary or str(error)).strip().partition("\n")[0]
-
-
-def _advice(error: psycopg.Error) -> str:
-    state = error.sqlstate or ""
-    if state == "55P03":
-        return "another process has been writing for too long"
-    if state.startswith("53"):
-        return "make room on the server; nothing that was acknowledged is lost"
-    if state.startswith("54"):
-        return "ids and scopes take 2,000 bytes together at most, vectors 16,000 numbers"
-    if state.startswith(("42501", "28")):
-        return "ask for the right to use the database, and to create in it"
-    return "the server or this memory can only be read" if state == "25006" else ""
