@@ -135,5 +135,7 @@ class Talk:
         self.turn, self._said, self._waiting = turn, said, ""
         self.ask = Ask(task, turn.id, turn.id, as_of)
         if self.tracked is not None and (self.tracked.turn is None or self.tracked.turn.closed):
-            self.tracked.turn, turn.by_events = turn, True
+            self.tracked.turn, turn.by_events = turn, self.tracked.streams
+        if said and said == task:  # a strategy of facts learns from what the user says, not from what was asked alone
+            turn.unsaved.append({"role": "user", "content": said})
         await self._journal.open(turn)

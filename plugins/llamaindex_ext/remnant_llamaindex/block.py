@@ -215,7 +215,7 @@ class RemnantMemoryBlock(BaseMemoryBlock[str]):
         first = messages[0]
         task = text_of(first) if role_of(first, None) == "user" else ""
         turn = Turn(self._memory.context.new_id(), task or "(part of a conversation)", metadata={"host": "llamaindex"})
-        self._journal.write(turn, *of_messages(messages[1:] if task else messages, first if task else None))
+        self._journal.write(turn, *of_messages(messages, None))
 
 
 def _ask_of(messages: Sequence[ChatMessage], session: str) -> Ask:

@@ -15,10 +15,12 @@ from llama_index.core.memory import BaseMemoryBlock, InsertMethod
 from llama_index.core.memory import Memory as LlamaMemory
 from llama_index.core.memory.memory import generate_chat_store_key
 from llama_index.core.storage.chat_store.base_db import MessageStatus
+from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from pydantic import PrivateAttr
 
 from remnant.errors import ConfigError
 from remnant.memory import Embedder, Judge, Memory, Rollout, Strategy, rules
+from remnant_llamaindex._chat import FirstUse
 from remnant_llamaindex._injected import all_without_injected, without_injected
 from remnant_llamaindex._opening import Llm, open_memory
 from remnant_llamaindex._steps import text_of
@@ -27,6 +29,7 @@ from remnant_llamaindex.block import RemnantMemoryBlock
 from remnant_llamaindex.models import AgentModel
 from remnant_llamaindex.tracking import Tracked
 
+DEFAULT_TABLE = "llama_index_memory"
 _OF_LLAMA = frozenset(inspect.signature(LlamaMemory.from_defaults).parameters)
 
 
@@ -49,6 +52,8 @@ class RemnantMemory(LlamaMemory):
 
     _block: RemnantMemoryBlock = PrivateAttr()
     _talk: Talk = PrivateAttr()
+    _used: FirstUse = PrivateAttr()
+    _alone: bool = PrivateAttr(default=False)
 
     def __init__(self, **data: Any) -> None:
         """Take the one block that remembers, as a copy of this conversation's own.
@@ -67,6 +72,7 @@ class RemnantMemory(LlamaMemory):
         self._block = found[0].of_session(lambda text: len(self.tokenizer_fn(text)))
         self.memory_blocks = [self._block if block is found[0] else block for block in self.memory_blocks]
         self._talk = Talk(self.core, self._block.journal, self.session_id, self._active)
+        self._used = FirstUse(self.sql_store)
 
     @classmethod
     def open(
@@ -124,6 +130,7 @@ class RemnantMemory(LlamaMemory):
             **of_llama,
         )
         assert isinstance(made, cls)
+        made._alone = not {"chat_store", "async_database_uri", "async_engine"}.intersection(options)
         return made
 
     @classmethod
@@ -155,7 +162,11 @@ class RemnantMemory(LlamaMemory):
             core = self.core.scoped(scope)
             fields["session_id"] = f"{core.scope}/{fields['session_id']}"
             fields["memory_blocks"] = [self._block.of_session(len, core)]
-        return type(self)(**fields)
+        if self._alone:  # a database in this process's memory is one connection: not for several conversations
+            fields["sql_store"] = SQLAlchemyChatStore(DEFAULT_TABLE)
+        made = type(self)(**fields)
+        made._alone, made._used = self._alone, made._used if self._alone else self._used
+        return made
 
     def track(self, run: Any) -> Tracked:
         """Journal a run of an agent as it goes, and record how it ends, whatever way it ends.
@@ -185,18 +196,21 @@ class RemnantMemory(LlamaMemory):
     async def aput(self, message: ChatMessage) -> None:
         """Keep a message; a user's begins an episode, and an answer ends it."""
         message = without_injected(message)
+        await self._used.over(self.session_id)
         await super().aput(message)
         await self._talk.saw([message])
 
     async def aput_messages(self, messages: list[ChatMessage]) -> None:
         """Keep messages, such as a whole run that an agent hands over at its end."""
         messages = all_without_injected(messages)
+        await self._used.over(self.session_id)
         await super().aput_messages(messages)
         await self._talk.saw(messages)
 
     async def aset(self, messages: list[ChatMessage]) -> None:
         """Replace the chat history; one that ends with the user's words begins an episode when it is read."""
         messages = all_without_injected(messages)
+        await self._used.over(self.session_id)
         await super().aset(messages)
         self._talk.replaced(messages)
 
@@ -204,6 +218,7 @@ class RemnantMemory(LlamaMemory):
         """The chat history with what is remembered about the user's last message."""
         text = text_of(input) if isinstance(input, ChatMessage) else input
         self._block.ask(await self._talk.asked(text))
+        await self._used.over(self.session_id)
         return await super().aget(input=input, **block_kwargs)
 
     async def areset(self, status: MessageStatus | None = None) -> None:

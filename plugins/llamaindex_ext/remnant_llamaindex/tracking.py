@@ -49,6 +49,11 @@ class Tracked(Awaitable[Any]):
         self._task = asyncio.ensure_future(self._finished())
         self._task.add_done_callback(_looked_at)
 
+    @property
+    def streams(self) -> bool:
+        """Whether its steps come from events."""
+        return self._pump is not None
+
     def __await__(self) -> Generator[Any, None, Any]:
         """The run's result, or its error."""
         return self._task.__await__()

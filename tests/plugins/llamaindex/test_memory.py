@@ -12,6 +12,7 @@ from llama_index.core.base.llms.types import ChatMessage, TextBlock
 from llama_index.core.memory import InsertMethod, Memory, StaticMemoryBlock
 from llama_index.core.storage.chat_store.base_db import AsyncDBChatStore, MessageStatus
 from llama_index.core.workflow import Context, JsonSerializer
+from pydantic import Field
 
 from remnant.errors import ConfigError
 from remnant.memory import Record
@@ -189,13 +190,15 @@ async def test_run_that_begins_with_a_history_alone_is_an_episode(stage: Any):
 async def test_token_limit_is_the_parents(stage: Any):
     memory = stage.open(token_limit=300, token_flush_size=50, budget_tokens=None, k=20)
     memory.core.add([f"Ada's tea, note {n}, " + "with many words more " * 3 for n in range(20)])
+    shown: list[int] = []
     for turn in range(12):
         await memory.aput(user(f"{QUESTION} ({turn}) " + "please " * 10))
         await memory.aput(ChatMessage(role="assistant", content="without milk"))
         read = await memory.aget()
         tags = 25  # tokens that the template puts around, which the parent does not count
         assert sum(memory._estimate_token_count(message) for message in read) <= 300 + tags
-    assert "note" in "".join(m.content or "" for m in read)
+        shown.append("".join(m.content or "" for m in read).count("note "))
+    assert 0 < max(shown) < 20
     assert await memory.aget_all(status=MessageStatus.ARCHIVED)
 
 
@@ -294,7 +297,7 @@ async def test_reader_may_ask_for_something_else(stage: Any):
 class LiveStore(AsyncDBChatStore):
     """A chat store that gives out its own objects."""
 
-    kept: list[ChatMessage] = []
+    kept: list[ChatMessage] = Field(default_factory=list)
 
     async def get_messages(self, key: str, status: Any = None, **_: Any) -> list[ChatMessage]:
         return list(self.kept)

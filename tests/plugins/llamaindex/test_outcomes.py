@@ -34,9 +34,9 @@ async def test_every_step_of_an_answered_run_is_kept(stage: Any, kind: str, trac
     episode = stage.episode(memory)
     assert (episode.task, episode.verdict, episode.source) == (QUESTION, "unknown", "rule")
     assert episode.closed_at is not None
-    assert [step["role"] for step in episode.steps] == ["assistant", "tool", "assistant"]
-    assert "3" in episode.steps[1]["content"]
-    assert "three" in episode.steps[2]["content"]
+    assert [step["role"] for step in episode.steps] == ["user", "assistant", "tool", "assistant"]
+    assert "3" in episode.steps[2]["content"]
+    assert "three" in episode.steps[3]["content"]
     assert episode.metadata["session"] == memory.session_id
     assert len(memory.core.store.episodes("tenant-a")) == 1
 
@@ -45,7 +45,7 @@ async def test_every_step_of_an_answered_run_is_kept(stage: Any, kind: str, trac
 async def test_tool_call_and_its_result_carry_names_and_arguments(stage: Any, tracked: bool):
     memory = stage.open()
     await ran(memory, stage.agent(stage.once("function")).run(user_msg=QUESTION, memory=memory), tracked)
-    first, second, _ = stage.episode(memory).steps
+    _, first, second, _ = stage.episode(memory).steps
     assert first["tool_calls"] == [{"name": "add", "arguments": {"a": 1, "b": 2}}]
     assert (second["name"], second["content"]) == ("add", "3")
 
@@ -58,7 +58,7 @@ async def test_each_user_turn_is_an_episode_of_its_own(stage: Any):
     found = memory.core.store.episodes("tenant-a")
     assert sorted(episode.task for episode in found) == ["first", "second"]
     steps = [len(stage.episode(memory, episode.id).steps) for episode in found]
-    assert steps == [3, 3]
+    assert steps == [4, 4]
 
 
 async def test_failed_tool_fails_a_tracked_run(stage: Any):
@@ -66,7 +66,7 @@ async def test_failed_tool_fails_a_tracked_run(stage: Any):
     await memory.track(stage.agent(stage.once("function"), broken).run(user_msg=QUESTION, memory=memory))
     episode = stage.episode(memory)
     assert (episode.verdict, episode.source) == ("failure", "rule")
-    assert episode.steps[1] == {"role": "tool", "name": "add", "content": "boom", "error": True}
+    assert episode.steps[2] == {"role": "tool", "name": "add", "content": "boom", "error": True}
 
 
 async def test_tool_that_does_not_exist_fails_a_tracked_run(stage: Any, call_: Any, say_: Any):
@@ -76,7 +76,7 @@ async def test_tool_that_does_not_exist_fails_a_tracked_run(stage: Any, call_: A
     memory = stage.open()
     await memory.track(stage.agent(answer).run(user_msg=QUESTION, memory=memory))
     assert stage.episode(memory).verdict == "failure"
-    assert "not found" in stage.episode(memory).steps[1]["content"]
+    assert "not found" in stage.episode(memory).steps[2]["content"]
 
 
 async def test_failed_tool_that_worked_in_the_end_does_not_fail_the_run(stage: Any, call_: Any, say_: Any):
@@ -112,7 +112,7 @@ async def test_model_that_raises_after_a_tool_leaves_a_failure_with_its_steps(st
         await memory.track(stage.agent(answer, kind=kind).run(user_msg=QUESTION, memory=memory))
     episode = stage.episode(memory)
     assert (episode.verdict, episode.source) == ("failure", "exception")
-    assert [step["role"] for step in episode.steps] == ["assistant", "tool", "agent"]
+    assert [step["role"] for step in episode.steps] == ["user", "assistant", "tool", "agent"]
     assert "provider down" in episode.steps[-1]["content"]
 
 
@@ -190,7 +190,7 @@ async def test_run_that_died_unseen_is_closed_as_unknown_by_the_next_turn(stage:
     await memory.track(stage.agent(lambda _: say_("three")).run(user_msg="second", memory=memory))
     assert (stage.episode(memory, died).verdict, stage.episode(memory, died).source) == ("unknown", "superseded")
     assert stage.episode(memory).task == "second"
-    assert [step["content"] for step in stage.episode(memory).steps] == ["three"]
+    assert [step["content"] for step in stage.episode(memory).steps] == ["second", "three"]
 
 
 @pytest.mark.parametrize("tracked", [False, True])
@@ -207,7 +207,7 @@ async def test_handoff_between_agents_is_one_episode(stage: Any, call_: Any, say
     assert str(await ran(memory, workflow.run(user_msg=QUESTION, memory=memory), tracked)) == "three"
     (episode,) = memory.core.store.episodes("tenant-a")
     steps = stage.episode(memory, episode.id).steps
-    assert [step["role"] for step in steps] == ["assistant", "tool", "assistant"]
+    assert [step["role"] for step in steps] == ["user", "assistant", "tool", "assistant"]
     assert episode.closed_at is not None
 
 
