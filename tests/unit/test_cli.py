@@ -15,24 +15,8 @@ from remnant.cli import testbed as testbed_cli
 from remnant.cli._parse import parse_budget, parse_options
 from remnant.errors import ConfigError, MissingExtra, RemnantError
 
-MEMORY = [
-    "list",
-    "show",
-    "search",
-    "audit",
-    "diff",
-    "stats",
-    "episodes",
-    "undo",
-    "approve",
-    "forget",
-    "feedback",
-    "export",
-    "import",
-    "reindex",
-    "migrate",
-    "ui",
-]
+LOOKING = ["list", "show", "search", "audit", "diff", "stats", "episodes", "ui"]
+CHANGING = ["undo", "approve", "forget", "feedback", "export", "import", "reindex", "migrate"]
 COMMANDS = [
     ["demo"],
     ["policies"],
@@ -48,7 +32,7 @@ COMMANDS = [
     ["testbed", "eval"],
     ["testbed", "export"],
     ["testbed", "agents"],
-    *(["memory", name] for name in MEMORY),
+    *(["memory", name] for name in LOOKING + CHANGING),
 ]
 
 
