@@ -28,6 +28,10 @@ def _nothing(_: object) -> list[Hit]:
     return []
 
 
+def _no_hits(_: str, __: int) -> list[Hit]:
+    return []
+
+
 def _nobody(_: object) -> list[Record]:
     return []
 
@@ -76,6 +80,7 @@ class DistilContext:
         embed: texts -> unit vectors; None if the memory has no embedder.
         taken_back: the records that an earlier result changed, by id, as they are without it; a strategy
             that keeps parts of several episodes in one record writes its text anew here.
+        by_words: `recall` without the embedder.
     """
 
     scope: str
@@ -85,6 +90,7 @@ class DistilContext:
     seen: Callable[[str], list[Record]] = _nobody
     embed: Callable[[Sequence[str]], list[Sequence[float]]] | None = None
     taken_back: Mapping[str, Record] = field(default_factory=_none)
+    by_words: Callable[[str, int], list[Hit]] = _no_hits
 
 
 class Strategy(Protocol):

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 from remnant.errors import RemnantError
 from remnant.memory.change import apply_steps
@@ -69,8 +70,8 @@ def _distilled(c: Context, episodes: list[Episode], restored: Mapping[str, Recor
     model = Metered(c.llm, c.costs, "distil") if c.llm else None
     quiet = replace(c, strict=True)
 
-    def recall(text: str, k: int) -> list[Hit]:
-        hits = drive(plain_hits(quiet, text, k), c.embedder)
+    def recall(text: str, k: int, by: Context = quiet) -> list[Hit]:
+        hits = drive(plain_hits(by, text, k), by.embedder)
         seen = [replace(hit, record=now, text=now.content) for hit in hits if (now := as_restored(hit.record))]
         return [hit for hit in seen if hit.record.status == "active"]
 
@@ -86,7 +87,9 @@ def _distilled(c: Context, episodes: list[Episode], restored: Mapping[str, Recor
     def embed(texts: Sequence[str]) -> list[Sequence[float]]:
         return drive(vectors_of(texts), c.embedder)
 
-    context = DistilContext(c.scope, model, recall, c.clock(), counted, embed if c.embedder else None, restored)
+    words = partial(recall, by=replace(quiet, embedder=None))
+    embed_or_not = embed if c.embedder else None
+    context = DistilContext(c.scope, model, recall, c.clock(), counted, embed_or_not, restored, words)
     return [_sourced(c, op, episodes, restored) for op in c.strategy.distil(episodes, context)]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from remnant.memory import HashEmbedder, Memory, ScriptedChatModel
+from remnant.memory.strategies.buckets import keys, probes
 
 Make = Callable[..., Memory]
 
@@ -252,3 +253,71 @@ def test_a_merged_thought_comes_apart_when_one_of_its_sources_is_taken_back(make
     assert _all(memory) == {DOG[3], TURIN[3]}
     for record in memory.records():
         assert set(record.payload["learnt"]) == {two}
+
+
+def test_thoughts_that_mean_the_same_share_a_bucket_and_are_tidied_together(make: Make):
+    lady = ("Lady Lovelace", "lives in", "Turin", "Lady Lovelace, Ada, lives in the town of Turin.")
+    moved = ("Ada", "lives in", "Rome", "Lady Lovelace, Ada, lives in the town of Rome.")
+    model = ScriptedChatModel(
+        [
+            ("concluded.*user: one", _thoughts(lady)),
+            ("concluded.*user: two", _thoughts(moved, CAT, DOG)),
+            (r"no\s+longer\s+true", _ends((lady[3], moved[3]))),
+            NO_MERGE,
+        ]
+    )
+    memory = make(strategy="tim", llm=model, embedder=HashEmbedder())
+    _run(memory, "one")
+    (record,) = memory.records()
+    assert len(record.payload["buckets"]) == 4
+    shared = set(record.payload["buckets"])
+    near = probes(HashEmbedder().embed([moved[3]], kind="document")[0])
+    assert [id for id, _ in memory.store.words("tenant-a", near, 9)] == [record.id]
+    _run(memory, "two")
+    assert _all(memory) == {moved[3], CAT[3], DOG[3]}
+    (fresh,) = (record for record in memory.records() if record.content == moved[3])
+    assert shared & {*fresh.payload["buckets"]}
+    assert not any("lsh256" in prompt for prompt in model.prompts)
+    assert "lsh256" not in memory.render(memory.recall("Ada"))
+
+
+def test_buckets_find_what_is_near_and_little_else():
+    texts = [f"Note {n}: {a} keeps {b} in {c}" for n, (a, b, c) in enumerate(_triples())]
+    embedder = HashEmbedder()
+    stored = [set(found) for found in keys(embedder.embed(texts, kind="document"))]
+    near = [probes(vector) for vector in embedder.embed([f"{text} still" for text in texts], kind="document")]
+    found = [bool(set(asked) & own) for asked, own in zip(near, stored, strict=True)]
+    assert sum(found) >= 0.95 * len(texts)
+    looked_at = sum(bool(set(asked) & own) for asked in near[:50] for own in stored)
+    assert looked_at < 0.5 * 50 * len(texts)
+    assert keys([]) == []
+    assert keys([[1.0, 0.0]]) == keys([[2.0, 0.0]])  # only the direction counts
+
+
+def _triples() -> list[tuple[str, str, str]]:
+    names, things, places = ("Ada", "Bo", "Cy", "Di"), ("tea", "milk", "maps", "wool", "ink"), ("Turin", "Oslo", "Rome")
+    return [(a, b, c) for a in names for b in things for c in places]
+
+
+def test_the_same_two_things_in_nearly_the_same_words_are_one_thought_without_asking(make: Make):
+    again = ("Ada", "has as a pet", "a cat", "Ada owns a cat .")
+    other = ("Ada", "owned", "a cat", "Long ago there was something about Ada and a cat.")
+    model = ScriptedChatModel(
+        [("concluded.*user: one", _thoughts(CAT)), ("concluded.*user: two", _thoughts(again, other)), NO_END, NO_MERGE]
+    )
+    memory = make(strategy="tim", llm=model, embedder=HashEmbedder())
+    ids = {_run(memory, "one"), _run(memory, "two")}
+    assert _all(memory) == {CAT[3], other[3]}
+    (cat,) = (record for record in memory.records() if record.content == CAT[3])
+    assert set(cat.payload["learnt"]) == ids
+
+
+def test_merged_thoughts_have_buckets_of_their_own(make: Make):
+    joined = "Ada owns a cat and a dog."
+    model = ScriptedChatModel(
+        [("concluded", _thoughts(CAT, DOG, TURIN)), NO_END, (r"better\s+said", _joins(joined, CAT[3], DOG[3]))]
+    )
+    memory = make(strategy="tim", llm=model, embedder=HashEmbedder())
+    _run(memory, "one")
+    merged = next(record for record in memory.records() if record.content == joined)
+    assert tuple(merged.payload["buckets"]) == keys(HashEmbedder().embed([joined], kind="document"))[0]
