@@ -2,13 +2,14 @@
 
     REMNANT_EVAL_DATA=DIR python benchmarks/run.py retrieval [--sets NAME ...] [--cache DIR] [--out FILE] [--plot FILE]
 
-Everything goes through `Memory`: each LoCoMo conversation is a scope whose turns are added in order with their session
-and speaker as sources, each paragraph corpus is one scope, and questions are put to `recall`. No model answers; recall
-is the share of a question's evidence that comes back. A question counts in the split that its set says: `tune` was
-used to choose settings, `judge` was not (LoCoMo: the first two conversations, the others; elsewhere the first 50
-questions, the others). LoCoMo's adversarial questions have no evidence and are left out. Intervals are 95 %, from
-2,000 bootstrap samples of questions; differences are paired. At equal tokens, hits fill a budget of four characters
-per token in their order, as `recall(budget_tokens=...)` does.
+Rows of sets that are not measured stay in the file. Everything goes through `Memory`: each LoCoMo conversation is a
+scope whose turns are added in order with their session and speaker as sources, each paragraph corpus is one scope,
+and questions are put to `recall`. No model answers; recall is the share of a question's evidence that comes back. A
+question counts in the split that its set says: `tune` was used to choose settings, `judge` was not (LoCoMo: the
+first two conversations, the others; elsewhere the first 50 questions, the others). LoCoMo's adversarial questions
+have no evidence and are left out. Intervals are 95 %, from 2,000 bootstrap samples of questions; differences are
+paired. At equal tokens, hits fill a budget of four characters per token in their order, as
+`recall(budget_tokens=...)` does.
 """
 
 from __future__ import annotations
@@ -186,7 +187,9 @@ def main(argv: list[str] | None = None) -> int:
             rows += SETS[name](Path(root), Path(folder), embedder)
     facts = _facts(sys.argv[1:] if argv is None else argv)
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(json.dumps({**row, **facts}) + "\n" for row in rows))
+    old = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
+    rows = [row for row in old if row["set"] not in args.sets] + [{**row, **facts} for row in rows]
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     if any(row["set"] == "locomo" for row in rows):
         draw(rows, args.plot)
     return 0
@@ -349,25 +352,35 @@ def consolidated(corpora: Sequence[Corpus], folder: Path, embedder: Cached) -> l
                 before += [_recall(q, memory.recall(q.text, k=10)) for q in corpus.questions]
                 if case != "as they are":
                     again = [r for at, r in enumerate(corpus.records) if at % 3 == 0]
-                    memory.add([_record(f"  {r.content.upper()}", f"{_key(r)} again") for r in again])
+                    memory.add([_said_again(record) for record in again])
                 counts["records"] += memory.stats()["active"]
                 memory.consolidate()
                 counts["left"] += memory.stats()["active"]
                 after += [_recall(q, memory.recall(q.text, k=10)) for q in corpus.questions]
         lost = interval([a - b for a, b in zip(before, after, strict=True)])
-        rows.append({"benchmark": "retrieval", "set": "locomo", "way": f"consolidated, {case}", **counts,
+        rows.append({"benchmark": "retrieval", "set": "consolidation", "way": case, **counts,
                      "recall@10 before": interval(before), "recall@10": interval(after), "lost": lost})  # fmt: skip
         print(json.dumps(rows[-1]), flush=True)
     return rows
 
 
+def _said_again(record: Record) -> Record:
+    sources = (*record.provenance[:-1], Provenance("key", f"{_key(record)} again"))
+    return replace(record, content=f"  {record.content.upper()}", provenance=sources)
+
+
+def run_consolidation(root: Path, folder: Path, embedder: Cached) -> list[dict[str, Any]]:
+    """LoCoMo before and after consolidation."""
+    return consolidated(list(locomo(root)), folder, embedder)
+
+
 def run_locomo(root: Path, folder: Path, embedder: Cached) -> list[dict[str, Any]]:
-    """LoCoMo: every way, and consolidation."""
+    """LoCoMo: every way."""
     corpora = list(locomo(root))
     began = time.perf_counter()
     found = measure(corpora, folder, embedder, [way for way in WAYS if way.weight != 0.7 and not way.gold])
     print(f"locomo: {time.perf_counter() - began:.0f} s", flush=True)
-    return summary("locomo", found) + consolidated(corpora, folder, embedder)
+    return summary("locomo", found)
 
 
 def run_pool(name: str) -> Callable[[Path, Path, Cached], list[dict[str, Any]]]:
@@ -409,6 +422,7 @@ def run_webarena(root: Path, folder: Path, embedder: Cached) -> list[dict[str, A
 
 SETS = {
     "locomo": run_locomo,
+    "consolidation": run_consolidation,
     "musique": run_pool("musique"),
     "hotpotqa": run_pool("hotpotqa"),
     "webarena": run_webarena,

@@ -108,7 +108,9 @@ def _groups(records: Sequence[Record], pairs: Iterable[Pair]) -> list[list[Recor
 
 
 def _joins(a: Record, b: Record) -> bool:
-    if _kin(a) != _kin(b) or _text(a)[0] != _text(b)[0] or not same_facts(a.content, b.content):
+    if _kin(a) != _kin(b) or _text(a)[0] != _text(b)[0]:
+        return False
+    if _text(a) != _text(b) and not same_facts(a.content, b.content):
         return False
     begin = max(-math.inf if r.valid_from is None else r.valid_from for r in (a, b))
     return begin < min(math.inf if r.valid_to is None else r.valid_to for r in (a, b))
