@@ -53,7 +53,7 @@ def test_all_see_one_state_and_one_distillation_sees_all(make: Make):
     assert all(texts == ["carry the one"] for _, texts in seen)
     assert [attempt.verdict for attempt in scaled.attempts] == ["success", "failure", "success", "failure"]
     assert [(state, error) for _, state, _, error in memory.store.jobs("tenant-a")] == [("done", "")]
-    learnt = [r for r in memory.records() if scaled.group in r.payload["learnt"]]
+    learnt = [r for r in memory.records() if scaled.group in r.payload.get("learnt", {})]
     assert [r.content for r in learnt] == ["compare\nalways\nlook twice"]
     assert len(model.prompts) == 1
     assert all(f"tried way {number}" in model.prompts[0] for number in range(4))
