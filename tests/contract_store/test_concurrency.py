@@ -82,6 +82,24 @@ def test_workers_share_a_queue(shared: Any):
     assert {state for _, state, _, _ in stores[0].jobs(A)} == {"done"}
 
 
+def test_what_was_left_behind_is_taken_over_once(shared: Any):
+    stores = [shared.store() for _ in range(4)]
+    gone = f"{owner().rpartition(':')[0]}:0"
+    for n in range(8):
+        stores[0].open_episode(Episode(f"e{n}", A, "task"), owner())
+        stores[0].close_episode(A, f"e{n}", "success", "rule", queue=True)
+        assert stores[0].claim(A, gone, 60)
+    barrier = threading.Barrier(4)
+
+    def work(store: RecordStore) -> list[str]:
+        barrier.wait()
+        return [job.key for _ in range(8) if (job := store.claim(A, owner(), 60))]
+
+    with ThreadPoolExecutor(4) as pool:
+        taken = [key for keys in pool.map(work, stores) for key in keys]
+    assert sorted(taken) == [f"e{n}" for n in range(8)]
+
+
 def test_one_record_changed_by_many(shared: Any):
     memories = [shared.memory() for _ in range(4)]
     (id,) = memories[0].add("counter")
