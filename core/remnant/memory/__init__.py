@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from remnant.memory.memory import Memory
     from remnant.memory.models import HashEmbedder, OpenAIChatModel, ScriptedChatModel
     from remnant.memory.ops import Add, Forget, Merge, Op, Update
+    from remnant.memory.postgres import PostgresStore
     from remnant.memory.record import Hit, Provenance, Record, Utility
     from remnant.memory.rollouts import Attempt, Rollout, Scaled
     from remnant.memory.scaling import amatts, matts
@@ -64,6 +65,7 @@ _MODULES = {
     "memory": "Memory",
     "models": "HashEmbedder OpenAIChatModel ScriptedChatModel",
     "ops": "Add Forget Merge Op Update",
+    "postgres": "PostgresStore",
     "record": "Hit Provenance Record Utility",
     "rollouts": "Attempt Rollout Scaled",
     "secrets": "find_secrets redact",
@@ -105,6 +107,7 @@ __all__ = [
     "ModelError",
     "Op",
     "OpenAIChatModel",
+    "PostgresStore",
     "Provenance",
     "Query",
     "Receipt",
