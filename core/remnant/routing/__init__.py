@@ -1,7 +1,7 @@
 """Whether to read the whole history, blocks of it, or what retrieval finds. Needs no torch."""
 
 from remnant.routing.answer import Answered, Responder, read_passages
-from remnant.routing.assemble import Assembled, Unit, assemble
+from remnant.routing.assemble import Assembled, Unit, assemble, joined, wanted
 from remnant.routing.calibrate import Abstentions, Trial, abstention_gate, best_k, drop_weak, reliable_length
 from remnant.routing.classify import classify
 from remnant.routing.collapse import collapse
@@ -50,9 +50,11 @@ __all__ = [
     "drop_weak",
     "estimate",
     "history_key",
+    "joined",
     "read_history",
     "read_passages",
     "reliable_length",
     "reorder",
     "should_escalate",
+    "wanted",
 ]

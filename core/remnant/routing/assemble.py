@@ -109,9 +109,18 @@ def assemble(
         return Assembled(mode, tuple(units), conversations=joined(units))
     if mode is Mode.RETRIEVE_THEN_BLOCK:
         return _best_conversations(decision, units, search, settings)
-    newest = _newest(units, settings.recent) if mode is Mode.RECENT_PLUS_RAG else frozenset[str]()
-    verbatim = {unit.id for unit in units if unit.conversation in newest or unit.id in unindexed}
-    return _passages(decision, units, search, verbatim, alike, tau)
+    return _passages(decision, units, search, _verbatim(decision, units, settings, unindexed), alike, tau)
+
+
+def wanted(
+    decision: RouteDecision, units: Sequence[Unit], settings: Settings | None = None, unindexed: Collection[str] = ()
+) -> int:
+    """How many hits `assemble` will ask for; 0 where it does not search. For callers that search beforehand."""
+    if decision.mode is Mode.RETRIEVE_THEN_BLOCK:
+        return len(units)
+    if decision.mode not in (Mode.RAG, Mode.RECENT_PLUS_RAG):
+        return 0
+    return 2 * decision.k + len(_verbatim(decision, units, settings or Settings(), unindexed))
 
 
 def joined(units: Sequence[Unit]) -> tuple[Conversation, ...]:
@@ -122,9 +131,13 @@ def joined(units: Sequence[Unit]) -> tuple[Conversation, ...]:
     return tuple(Conversation(id, "\n".join(unit.text for unit in part), part[0].date) for id, part in parts.items())
 
 
-def _newest(units: Sequence[Unit], count: int) -> frozenset[str]:
-    """The conversations that were spoken in last."""
-    return frozenset(list(dict.fromkeys(unit.conversation for unit in reversed(units)))[:count])
+def _verbatim(
+    decision: RouteDecision, units: Sequence[Unit], settings: Settings, unindexed: Collection[str]
+) -> set[str]:
+    """Units that are kept whatever retrieval says: those of the conversations spoken in last, and new ones."""
+    count = settings.recent if decision.mode is Mode.RECENT_PLUS_RAG else 0
+    newest = set(list(dict.fromkeys(unit.conversation for unit in reversed(units)))[:count])
+    return {unit.id for unit in units if unit.conversation in newest or unit.id in unindexed}
 
 
 def _passages(
@@ -161,10 +174,15 @@ def _laid_out(best: Sequence[Unit], decision: RouteDecision, place: dict[str, in
 def _best_conversations(
     decision: RouteDecision, units: Sequence[Unit], search: Search, settings: Settings
 ) -> Assembled:
-    """The conversations with the best units; all are searched, since one conversation may hold many good ones."""
+    """The conversations with the best units, then the newest: a question may share no word with its evidence.
+
+    All units are searched, since one conversation may hold many good ones.
+    """
     of = {unit.id: unit.conversation for unit in units}
     ranked = [(id, score) for id, score in search(len(units)) if id in of]
-    chosen = list(dict.fromkeys(of[id] for id, _ in ranked))[: decision.k or settings.conversations]
+    best = dict.fromkeys(of[id] for id, _ in ranked)
+    newest = dict.fromkeys(unit.conversation for unit in reversed(units))
+    chosen = list(best | newest)[: decision.k or settings.conversations]
     kept = tuple(unit for unit in units if unit.conversation in set(chosen))
     found = tuple(id for id, _ in ranked if of[id] in set(chosen))
     return Assembled(decision.mode, kept, found, joined(kept), ranked[0][1] if ranked else None)

@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from remnant_langchain.models import LangChainChatModel, LangChainEmbedder
     from remnant_langchain.reorder import ReorderDocuments
     from remnant_langchain.retriever import MemoryRetriever
-    from remnant_langchain.routing import RoutedRetriever, RouterMiddleware
+    from remnant_langchain.routed import RoutedRetriever
+    from remnant_langchain.routing import RouterMiddleware
     from remnant_langchain.scaling import amatts, matts
     from remnant_langchain.store import MemoryStore
     from remnant_langchain.tools import memory_tools
@@ -27,7 +28,8 @@ _MODULES = {
     "models": "LangChainChatModel LangChainEmbedder",
     "reorder": "ReorderDocuments",
     "retriever": "MemoryRetriever",
-    "routing": "RoutedRetriever RouterMiddleware",
+    "routed": "RoutedRetriever",
+    "routing": "RouterMiddleware",
     "scaling": "amatts matts",
     "store": "MemoryStore",
     "tools": "memory_tools",

@@ -15,48 +15,29 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, PrivateAttr, field_validator
 
 from remnant.memory.memory import Memory
-from remnant.memory.record import Hit
+from remnant.memory.record import Hit, Record
 from remnant_langchain._options import DEFAULT_SCOPE
 from remnant_langchain.models import as_embedder
 
 
-class MemoryRetriever(BaseRetriever):
-    """Recalls from a memory.
-
-    A document's text is the record's, its id the record's id; its metadata tell `score`, `kind`, `trust`,
-    `status`, where it came from (`provenance`), and when it holds (`valid_from`, `valid_to`). They are data:
-    text that a tool or the web said may stand among them, marked so by `trust`.
-
-    Nothing is opened before the first question, so a retriever over a path can be made, copied and written
-    down anywhere.
+class OverMemory(BaseRetriever):
+    """What retrievers over a memory share; nothing is opened before the first question.
 
     Args:
         memory: an open memory, or what `Memory.open` takes: a path or an address.
         scope: whose memory; for a path `default` where nothing is said, as for the middleware.
         strategy: what chooses among what is found; for a path.
         embedder: searches by meaning too: embeddings of LangChain or of ours; for a path.
-        k: documents at most.
-        budget_tokens: tokens of all documents together at most.
         kinds: only records of these kinds.
         place: only records at this place and below it.
-        as_of: memory as it was after a change (an integer) or at a time.
-
-    `k`, `budget_tokens`, `kinds`, `place` and `as_of` may be given with each call as well, as in
-    `retriever.invoke("a question", k=3)`.
-
-    Raises:
-        ConfigError: on the first question, what `Memory.open` raises.
     """
 
     memory: Any
     scope: str | dict[str, str] | None = None
     strategy: str = "facts"
     embedder: Any = Field(default=None, exclude=True)
-    k: int = Field(default=4, ge=1)
-    budget_tokens: int | None = Field(default=None, ge=1)
     kinds: tuple[str, ...] | None = None
     place: str = ""
-    as_of: int | float | datetime | None = None
 
     _opened: Memory | None = PrivateAttr(default=None)
     _owned: bool = PrivateAttr(default=False)
@@ -64,7 +45,7 @@ class MemoryRetriever(BaseRetriever):
 
     def __init__(self, memory: Memory | str | Path, **fields: Any) -> None:
         """See the class."""
-        super().__init__(memory=memory, **fields)
+        super().__init__(**{"memory": memory, **fields})
 
     @field_validator("memory")
     @classmethod
@@ -85,6 +66,10 @@ class MemoryRetriever(BaseRetriever):
                 self._opened = self._found()
             return self._opened
 
+    async def aopen(self) -> Memory:
+        """See `open`; in a thread, where it has to be opened."""
+        return self._opened or await asyncio.to_thread(self.open)
+
     def close(self) -> None:
         """Close the memory if it was opened here; the next question opens it again."""
         with self._lock:
@@ -101,6 +86,34 @@ class MemoryRetriever(BaseRetriever):
         settings: dict[str, Any] = {"write": "manual", "recover": False, "embedder": as_embedder(self.embedder)}
         return Memory.open(self.memory, self.strategy, scope=scope, **settings)
 
+
+class MemoryRetriever(OverMemory):
+    """Recalls from a memory.
+
+    A document's text is the record's, its id the record's id; its metadata tell `score`, `kind`, `trust`,
+    `status`, where it came from (`provenance`), and when it holds (`valid_from`, `valid_to`). They are data:
+    text that a tool or the web said may stand among them, marked so by `trust`.
+
+    Nothing is opened before the first question, so a retriever over a path can be made, copied and written
+    down anywhere.
+
+    Args:
+        memory, scope, strategy, embedder, kinds, place: see `OverMemory`.
+        k: documents at most.
+        budget_tokens: tokens of all documents together at most.
+        as_of: memory as it was after a change (an integer) or at a time.
+
+    `k`, `budget_tokens`, `kinds`, `place` and `as_of` may be given with each call as well, as in
+    `retriever.invoke("a question", k=3)`.
+
+    Raises:
+        ConfigError: on the first question, what `Memory.open` raises.
+    """
+
+    k: int = Field(default=4, ge=1)
+    budget_tokens: int | None = Field(default=None, ge=1)
+    as_of: int | float | datetime | None = None
+
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
@@ -109,7 +122,7 @@ class MemoryRetriever(BaseRetriever):
     async def _aget_relevant_documents(
         self, query: str, *, run_manager: AsyncCallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:
-        memory = self._opened or await asyncio.to_thread(self.open)
+        memory = await self.aopen()
         return list(map(as_document, await memory.arecall(query, **self._asked(options))))
 
     def _asked(self, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -123,12 +136,16 @@ class MemoryRetriever(BaseRetriever):
 
 def as_document(hit: Hit) -> Document:
     """What was recalled, as a document."""
-    record = hit.record
+    return record_document(hit.record, hit.score)
+
+
+def record_document(record: Record, score: float | None) -> Document:
+    """A record as a document; without a score it was not searched for."""
     return Document(
-        id=hit.id,
-        page_content=hit.text,
+        id=record.id,
+        page_content=record.content,
         metadata={
-            "score": hit.score,
+            "score": score,
             "kind": record.kind,
             "trigger": record.trigger,
             "trust": record.trust,

@@ -51,6 +51,12 @@ def test_retrieved_blocks_are_the_conversations_of_the_best_units_in_order_of_ti
     assert (found.found, found.top) == (("u7", "u6", "u1"), 1.0)
 
 
+def test_where_words_find_too_few_conversations_the_newest_fill_the_blocks() -> None:
+    found = assemble(_decision(Mode.RETRIEVE_THEN_BLOCK, 3), UNITS, _search("u1"), SMALL)
+    assert [c.id for c in found.conversations] == ["c0", "c2", "c3"]
+    assert assemble(_decision(Mode.RETRIEVE_THEN_BLOCK, 1), UNITS, _search(), SMALL).conversations[0].id == "c3"
+
+
 def test_passages_stand_with_the_best_at_both_ends() -> None:
     decision = _decision(Mode.RAG, 5, reorder=True, order=Order.RELEVANCE)
     found = assemble(decision, UNITS, _search("u4", "u0", "u6", "u2", "u5", "u1"))
