@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import webbrowser
 from typing import Annotated
 
 import typer
@@ -35,12 +36,13 @@ def ui(
         scopes = list(dict.fromkeys(scope)) if scope else [None]
         memories = [memory_in(found, store, name, strategy, embedder) for name in scopes]
         address = bind(host, port, remote=allow_remote)
-        _announce(address.url, [memory.scope for memory in memories], as_json)
-        if open_it:
-            import webbrowser
 
-            webbrowser.open(address.url)
-        serve(address, memories, place=without_password(store), read_only=read_only)
+        def ready() -> None:
+            _announce(address.url, [memory.scope for memory in memories], as_json)
+            if open_it:
+                webbrowser.open(address.url)
+
+        serve(address, memories, place=without_password(store), read_only=read_only, ready=ready)
     finally:
         found.close()
 

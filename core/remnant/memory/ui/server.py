@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import signal
 import socket
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -135,21 +136,22 @@ def _refused(request: Request, error: Exception) -> Response:
     return render(request, "refused.html", status, text=text)
 
 
-class _Server(uvicorn.Server):
-    """Stops as if by Ctrl-C when it is terminated, so that what its caller has open is closed."""
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        super().handle_exit(signal.SIGINT, frame)
-
-
-def serve(address: Address, memories: Sequence[Memory], *, place: str = "", read_only: bool = False) -> None:
-    """Serve until it is interrupted.
+def serve(
+    address: Address,
+    memories: Sequence[Memory],
+    *,
+    place: str = "",
+    read_only: bool = False,
+    ready: Callable[[], None] = lambda: None,
+) -> None:
+    """Serve until it is interrupted or terminated, and then return.
 
     Args:
         address: from `bind`; closed at the end.
         memories: see `make_app`.
         place: see `make_app`.
         read_only: see `make_app`.
+        ready: called when a browser may come.
     """
     app = make_app(memories, address.keys, place=place, read_only=read_only)
     config = uvicorn.Config(
@@ -162,8 +164,23 @@ def serve(address: Address, memories: Sequence[Memory], *, place: str = "", read
         timeout_graceful_shutdown=2,
     )
     try:
-        _Server(config).run(sockets=[address.socket])
+        with _terminated_like_interrupted():
+            ready()
+            uvicorn.Server(config).run(sockets=[address.socket])
     except KeyboardInterrupt:
         return
     finally:
         address.socket.close()
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Generator[None, None, None]:
+    """Let SIGTERM unwind the stack as Ctrl-C does, so that what the caller has open is closed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
