@@ -114,6 +114,10 @@ class MemoryRetriever(OverMemory):
     budget_tokens: int | None = Field(default=None, ge=1)
     as_of: int | float | datetime | None = None
 
+    def __init__(self, memory: Memory | str | Path, **fields: Any) -> None:
+        """See the class."""
+        super().__init__(memory, **fields)
+
     def _get_relevant_documents(
         self, query: str, *, run_manager: CallbackManagerForRetrieverRun, **options: Any
     ) -> list[Document]:

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timezone
+from pathlib import Path
 from typing import Any
 
 from langchain_core.callbacks import (
@@ -100,6 +101,10 @@ class RoutedRetriever(OverMemory):
     _history: _History | None = PrivateAttr(default=None)
     _last: RouteDecision | None = PrivateAttr(default=None)
     _cache: Recent = PrivateAttr(default_factory=Recent)
+
+    def __init__(self, memory: Memory | str | Path, **fields: Any) -> None:
+        """See the class."""
+        super().__init__(memory, **fields)
 
     @field_validator("model", mode="before")
     @classmethod
