@@ -29,6 +29,16 @@ def remnant_strategies() -> Sequence[type[Any]]:
 
 
 @hookimpl
+def remnant_indexes() -> Sequence[type[Any]]:
+    """The built-in indexes over vectors; each needs its packages only when it is made."""
+    from remnant.index.ann import AnnIndex
+    from remnant.index.dense import DenseScan
+    from remnant.index.lsh import LshIndex
+
+    return DenseScan, AnnIndex, LshIndex
+
+
+@hookimpl
 def remnant_systems() -> Sequence[System]:
     """The published systems that Remnant implements or will implement."""
     from remnant.systems import SYSTEMS

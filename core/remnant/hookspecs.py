@@ -38,7 +38,7 @@ def remnant_strategies() -> Sequence[type[Any]]:  # pyright: ignore[reportReturn
 
 @hookspec
 def remnant_indexes() -> Sequence[type[Any]]:  # pyright: ignore[reportReturnType]
-    """Indexes over memory records. No built-in yet."""
+    """Indexes over vectors: classes after `remnant.index.VectorIndex`, made with the number of numbers per vector."""
 
 
 @hookspec

@@ -29,14 +29,14 @@ def point(monkeypatch: pytest.MonkeyPatch):
     def make(name: str, hook: Any = None) -> EntryPoint:
         module = ModuleType(f"fake_{name}")
         if hook is not None:
-            module.remnant_indexes = hookimpl(hook)  # type: ignore[attr-defined]
+            module.remnant_drafters = hookimpl(hook)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         return EntryPoint(name, module.__name__, "remnant")
 
     return make
 
 
-def _names(plugins: Plugins, hook: str = "remnant_indexes") -> list[tuple[str, str]]:
+def _names(plugins: Plugins, hook: str = "remnant_drafters") -> list[tuple[str, str]]:
     return [(plugin, item.name) for plugin, item in plugins.collect(hook)]
 
 
@@ -125,7 +125,7 @@ class Mine:
     name = "mine"
 
 @hookimpl
-def remnant_indexes():
+def remnant_drafters():
     return [Mine]
 """
 

@@ -44,6 +44,10 @@ class DenseScan:
         """See `VectorIndex`."""
         self._rows.drop(id)
 
+    def rows(self) -> list[tuple[str, bytes]]:
+        """Every id with its vector."""
+        return [(id, row.tobytes()) for id, row in zip(self._rows.ids, self._rows.matrix, strict=True)]
+
     def search(self, query: bytes, k: int, also: Iterable[str] = ()) -> Found:
         """See `VectorIndex`; looks at every vector."""
         self._rows.check(query)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
 @dataclass(frozen=True)
@@ -24,6 +24,10 @@ class Found:
     low: float
     high: float
     seen: int = 0
+
+
+Parts = tuple[Sequence[Sequence[str]], Sequence[bytes | bytearray]]
+"""An index as lists of ids and as bytes; see `KeptIndex`."""
 
 
 class VectorIndex(Protocol):
@@ -70,4 +74,24 @@ class VectorIndex(Protocol):
         Raises:
             ShapeError: the query has another size.
         """
+        ...
+
+
+@runtime_checkable
+class KeptIndex(VectorIndex, Protocol):
+    """An index that takes so long to build that it is built in a thread, and kept in a file beside the store."""
+
+    on_built: Callable[[], object] | None
+    """Called in that thread when it is done."""
+
+    def parts(self) -> Parts:
+        """All that it holds, for `sidecar.write`."""
+        ...
+
+    def restore(self, parts: Parts) -> bool:
+        """Hold what `parts` gave and nothing else; False, and nothing changed, if it does not fit together."""
+        ...
+
+    def close(self) -> None:
+        """Stop the thread."""
         ...

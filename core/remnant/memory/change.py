@@ -6,9 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from remnant.errors import ConfigError
-from remnant.memory.context import Ask, Context, Steps, other_size
+from remnant.memory.context import Ask, Context, Steps
 from remnant.memory.episode import Job
-from remnant.memory.errors import ConflictError, EmbedderError, JobLost
+from remnant.memory.errors import ConflictError, EmbedderError, JobLost, other_size
 from remnant.memory.guard import admitted
 from remnant.memory.ops import Op, planned, touched
 from remnant.memory.record import Record, digest

@@ -8,28 +8,24 @@ a thread. So there is one implementation of each operation and the event loop is
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeVar
 
 from remnant.errors import ShapeError
-from remnant.index.dense import DenseScan
+from remnant.index.choose import AUTO
 from remnant.index.rows import pack
 from remnant.memory.errors import EmbedderError
 from remnant.memory.events import Events
 from remnant.memory.llm import ChatModel, Costs, Embedder
 from remnant.memory.record import estimate_tokens, new_id
+from remnant.memory.scans import Scans
 from remnant.memory.store import RecordStore
 from remnant.memory.strategy import Strategy
 from remnant.memory.widen import NARROW, Widen
 
 T = TypeVar("T")
-
-MOST_SCANS = 16
-"""Scopes whose vectors are kept in memory; the one used longest ago goes first."""
 
 
 @dataclass(frozen=True)
@@ -41,46 +37,6 @@ class Ask:
 
 
 Steps = Generator[Ask, "list[bytes]", T]
-
-
-class Scans:
-    """The dense indexes of the scopes used last, kept in step with the store."""
-
-    def __init__(self) -> None:
-        """None yet."""
-        self._lock = threading.Lock()
-        self._scans: OrderedDict[tuple[str, str], tuple[tuple[int, int], DenseScan]] = OrderedDict()
-
-    def search(self, c: Context, vector: bytes, k: int, also: Sequence[str]) -> Any:
-        """See `DenseScan.search`; None if the scope has no vectors.
-
-        Raises:
-            EmbedderError: the stored vectors have another size than the query's.
-        """
-        with self._lock:
-            scan = self._current(c, len(vector) // 4)
-            return scan.search(vector, k, also) if len(scan) else None
-
-    def _current(self, c: Context, dim: int) -> DenseScan:
-        assert c.embedder is not None
-        key, stamp = (c.scope, c.embedder.model_id), c.store.stamp(c.scope)
-        held = self._scans.pop(key, None)
-        scan = held[1] if held else DenseScan(dim)
-        try:
-            if held is None or held[0][0] != stamp[0]:
-                rows = c.store.vectors(c.scope, key[1])
-                scan.load([(id, blob) for id, blob in rows if blob is not None])
-            elif held[0] != stamp:
-                for id, blob in c.store.vectors(c.scope, key[1], held[0][1]):
-                    scan.drop(id) if blob is None else scan.put(id, blob)
-            if scan.dim != dim:
-                raise ShapeError(f"vectors of {dim} numbers", accepted=f"{scan.dim}, as stored")
-        except ShapeError as error:
-            raise other_size(key[1], dim, c.store.dimension(c.scope, key[1])) from error
-        self._scans[key] = (stamp, scan)
-        while len(self._scans) > MOST_SCANS:
-            self._scans.popitem(last=False)
-        return scan
 
 
 @dataclass(frozen=True)
@@ -111,6 +67,7 @@ class Context:
     clock: Callable[[], float] = time.time
     count_tokens: Callable[[str], int] = estimate_tokens
     strict: bool = False
+    index: str = AUTO
     widen: Widen = NARROW
     events: Events = field(default_factory=Events)
     costs: Costs = field(default_factory=Costs)
@@ -123,15 +80,6 @@ class Context:
     def emit(self, name: str, **data: Any) -> None:
         """Tell what happened."""
         self.events.emit(name, self.scope, **data)
-
-
-def other_size(model: str, given: int, stored: int | None) -> EmbedderError:
-    """The error for vectors that do not fit the stored ones."""
-    return EmbedderError(
-        f"embedder {model!r} gives {given} numbers",
-        accepted=f"{stored}, the size of the vectors stored under that name",
-        do="give the new embedder another model_id; records are embedded anew beside the old vectors",
-    )
 
 
 def drive(steps: Steps[T], embedder: Embedder | None) -> T:

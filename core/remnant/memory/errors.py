@@ -69,3 +69,12 @@ class RolloutsFailed(RemnantError):
 
 class ScriptError(RemnantError):
     """A prompt that no line of a `ScriptedChatModel` answers."""
+
+
+def other_size(model: str, given: int, stored: int | None) -> EmbedderError:
+    """The error for vectors that do not fit the stored ones."""
+    return EmbedderError(
+        f"embedder {model!r} gives {given} numbers",
+        accepted=f"{stored}, the size of the vectors stored under that name",
+        do="give the new embedder another model_id; records are embedded anew beside the old vectors",
+    )

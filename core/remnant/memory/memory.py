@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from remnant.errors import ConfigError, unknown
+from remnant.index.choose import AUTO, check_index
 from remnant.memory import cube
 from remnant.memory.change import Difference, apply_steps, differences, embed_missing, undo_steps
 from remnant.memory.context import Context, Steps, drive
@@ -23,6 +24,7 @@ from remnant.memory.owner import ANYBODY, owner
 from remnant.memory.recall import AsOf
 from remnant.memory.record import Hit, Outcome, Record, check_scope
 from remnant.memory.rounds import BREAKER
+from remnant.memory.scans import MOST_BYTES, Scans
 from remnant.memory.store import Receipt, RecordStore, Version
 from remnant.memory.strategy import Strategy, find_strategy
 from remnant.memory.twins import AsyncTwins
@@ -32,6 +34,7 @@ from remnant.progress import Progress, silent
 
 Write = Literal["background", "inline", "manual"]
 
+_SETTINGS = ("weight", "secrets", "clock", "count_tokens", "strict", "index", "cache_bytes", "widen")
 _STORE_SETTINGS = ("synchronous", "schema")
 _OPTIONS = {"sqlite": ("clock", "synchronous"), "postgresql": ("clock", "schema", "size", "wait", "vacuum")}
 
@@ -78,14 +81,25 @@ class Memory(AsyncTwins):
                 are closed, or `manual`, on `flush`.
             store: a backend of one's own, or one from `open_store`; the path is then only a name.
             recover: close the episodes of processes that are gone. A tool that only looks leaves them.
-            settings: `weight`, `secrets`, `clock`, `count_tokens`, `strict` of `Context`; `widen`, which may be True
+            settings: `weight`, `secrets`, `clock`, `count_tokens`, `strict`, `index` of `Context`; `cache_bytes`, the
+                memory that vectors may take (1 GiB; see `remnant.memory.scans`); `widen`, which may be True
                 or a `Widen`; `synchronous` of a file (`normal` or `full`), `schema` of a server.
 
         Raises:
             ConfigError: no scope, an unknown strategy or setting.
             StoreError: the file cannot be opened or is not ours.
         """
-        accepted = ("weight", "secrets", "clock", "count_tokens", "strict", "widen", *_STORE_SETTINGS)
+        accepted = (
+            "weight",
+            "secrets",
+            "clock",
+            "count_tokens",
+            "strict",
+            "index",
+            "cache_bytes",
+            "widen",
+            *_STORE_SETTINGS,
+        )
         for name in settings:
             if name not in accepted:
                 raise unknown("setting", name, accepted)
@@ -95,6 +109,10 @@ class Memory(AsyncTwins):
             raise ConfigError(f"weight {settings['weight']}", accepted="0 to 1")
         if settings.get("secrets", "redact") not in ("redact", "refuse", "keep"):
             raise unknown("secrets", str(settings["secrets"]), ("redact", "refuse", "keep"))
+        check_index(settings.get("index", AUTO))
+        if settings.get("cache_bytes", 0) < 0:
+            raise ConfigError(f"cache_bytes {settings['cache_bytes']}", accepted="0 or more")
+        settings["scans"] = Scans(settings.pop("cache_bytes", MOST_BYTES))
         settings["widen"] = widening(settings.get("widen"), NARROW)
         checked, found = check_scope(scope), find_strategy(strategy)
         for_store = {name: settings.pop(name) for name in _STORE_SETTINGS if name in settings}
@@ -389,6 +407,7 @@ class Memory(AsyncTwins):
         """
         if self._worker is not None:
             self._worker.close(timeout)
+        self._c.scans.close()
         self._c.store.close()
 
     def __enter__(self) -> Memory:

@@ -6,9 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, NamedTuple
 
-from remnant.memory.context import other_size
 from remnant.memory.episode import Job
-from remnant.memory.errors import ConflictError, JobLost
+from remnant.memory.errors import ConflictError, JobLost, other_size
 from remnant.memory.postgres.connection import Connections
 from remnant.memory.postgres.schema import Server
 from remnant.memory.postgres.words import indexed

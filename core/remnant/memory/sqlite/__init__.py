@@ -8,8 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from remnant.errors import ConfigError
+from remnant.memory.record import digest
 from remnant.memory.sqlite.connection import Connections
-from remnant.memory.sqlite.erase import Erase
+from remnant.memory.sqlite.erase import Erase, sidecar_name
 from remnant.memory.sqlite.journal import Journal
 from remnant.memory.sqlite.records import Records
 from remnant.memory.sqlite.words import WordSearch
@@ -48,7 +49,14 @@ class SqliteStore(Records, Journal, Erase):
             raise ConfigError(f"no folder {self.path.parent}", do="create it first")
         self._files = Connections(self.path, synchronous, read_only=read_only)
         self._words = WordSearch()
+        self._keeps = self._temporary is None and not read_only
         self.backup = self._files.backup
+
+    def sidecar(self, scope: str, model: str) -> Path | None:
+        """See `remnant.memory.scans.Beside`."""
+        if not self._keeps:
+            return None
+        return self.path.with_name(f"{sidecar_name(self.path, scope)}{digest(model)[:16]}.index")
 
     def close(self) -> None:
         """See `RecordStore`."""

@@ -2,7 +2,7 @@
 
 `secure_delete` overwrites freed cells with zeros; the word index is merged so that its deleted
 entries go; `VACUUM` rewrites the file and the write-ahead log is cut to nothing. Backups that a
-migration left beside the file hold what is forgotten, so they are deleted.
+migration left beside the file hold what is forgotten, so they are deleted, and so are the scope's kept indexes.
 """
 
 from __future__ import annotations
@@ -10,8 +10,9 @@ from __future__ import annotations
 import glob
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 
-from remnant.memory.rows import episode_sources
+from remnant.memory.rows import episode_sources, tenant_word
 from remnant.memory.sqlite.connection import Connections
 from remnant.memory.sqlite.records import bump
 from remnant.memory.store import Receipt
@@ -54,6 +55,8 @@ class Erase:
         place = self._files.path
         for backup in place.parent.glob(f"{glob.escape(place.name)}.v*.backup"):
             backup.unlink()
+        for kept in place.parent.glob(f"{glob.escape(sidecar_name(place, scope))}*"):
+            kept.unlink(missing_ok=True)
         clean = self.compact()
         remains = () if clean else ("free space in the file and its log, until nobody reads and `compact` runs",)
         return Receipt(
@@ -71,6 +74,11 @@ class Erase:
             return not busy
         except sqlite3.OperationalError:
             return False
+
+
+def sidecar_name(file: Path, scope: str) -> str:
+    """How the names of the files begin that hold indexes of a scope; tells no name of it."""
+    return f"{file.name}.{tenant_word(scope)}."
 
 
 def _derived(c: sqlite3.Connection, scope: str, ids: Sequence[str]) -> list[str]:
