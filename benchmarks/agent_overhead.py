@@ -4,8 +4,8 @@
 
 The same agent runs with and without the middleware, in turns; its model answers at once. A step is a model call or a
 tool call; a run has `rounds` of both and a last model call. All that the middleware does is divided by the steps:
-opening the episode, recall (words only, eight records), the prompt, the journal and the close. Times are wall clock, and
-the processor time of all threads of the process, which says the same on a machine that others use too.
+opening the episode, recall (words only, eight records), the prompt, the journal and the close. Times are wall clock,
+and the processor time of all threads of the process, which says the same on a machine that others use too.
 """
 
 from __future__ import annotations

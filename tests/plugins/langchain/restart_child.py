@@ -87,7 +87,7 @@ def main(folder: Path, what: str) -> None:
     memory = MemoryMiddleware(folder / "agent.db", scope="a", llm=model, write="manual")
     saver = FileSaver(folder / "checkpoints.json")
     agent = create_agent(Model(), [asks], middleware=[memory], checkpointer=saver)
-    config = {"configurable": {"thread_id": "1"}}
+    config: Any = {"configurable": {"thread_id": "1"}}
     given: Any = {"messages": [("user", "the task")]} if what == "ask" else Command(resume="yes")
     agent.invoke(given, config)
     saver.save()

@@ -79,7 +79,7 @@ class Endpoint(BaseHTTPRequestHandler):
         call = {"id": "1", "type": "function", "function": {"name": "try_key", "arguments": arguments}}
         return {"role": "assistant", "content": None, "tool_calls": [call]}
 
-    def log_message(self, *_: Any) -> None:
+    def log_message(self, format: str, *args: Any) -> None:
         """Silent."""
 
 

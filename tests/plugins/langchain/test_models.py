@@ -8,6 +8,7 @@ import pytest
 from langchain_core.embeddings import DeterministicFakeEmbedding
 from langchain_core.messages import AIMessage
 from langchain_core.runnables import RunnableLambda
+from langchain_core.tools import tool
 
 from remnant.errors import ConfigError
 from remnant.memory import Message, ModelError, StructuredError, astructured, structured
@@ -143,3 +144,19 @@ def test_a_memory_searches_by_them(make, run):
     run(agent, "tea without milk")
     assert "tea without milk" in seen[0]
     assert "coffee" in seen[0]  # no word of the question finds it, a vector does
+
+
+def test_its_tokens_are_not_streamed_from_inside_a_run(make):
+    """Called in a tool, in the run's own context, as nothing of ours does but somebody's strategy may."""
+    judge = LangChainChatModel(make.model(lambda _: "secret judge"))
+
+    @tool
+    def judged() -> str:
+        """Asks the judge."""
+        return f"{len(judge.generate([Message('user', 'q')]).text)} letters"
+
+    asked = AIMessage("", tool_calls=[{"name": "judged", "args": {}, "id": "1"}])
+    agent = make.agent(lambda messages: asked if messages[-1].type == "human" else "done", [judged])
+    parts = list(agent.stream({"messages": [("user", "q")]}, stream_mode="messages"))
+    assert "secret" not in "".join(part.text for part, _ in parts)
+    assert "12 letters" in "".join(part.text for part, _ in parts)
