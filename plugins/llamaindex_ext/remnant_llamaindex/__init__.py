@@ -2,8 +2,7 @@
 
     agent.run("book a table", memory=RemnantMemory.open("agent.db", strategy="tim", scope="tenant-a"))
 
-The same file serves LangChain and `remnant.memory`. `Context.to_dict` leaves any memory out; after restoring a context
-pass one again, opened on the same file with the same `session_id`.
+The same file serves LangChain and `remnant.memory`.
 """
 
 from __future__ import annotations

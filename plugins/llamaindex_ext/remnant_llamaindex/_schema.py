@@ -5,9 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, Union
 
-from pydantic import ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, create_model
 
 _PLAIN: Mapping[str, type[Any]] = {"string": str, "integer": int, "number": float, "boolean": bool, "null": type(None)}
+
+
+class _Answer(BaseModel):
+    """What every model here is: strict, and silent about fields that were left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    def model_dump_json(self, **options: Any) -> str:
+        """As JSON; LlamaIndex makes the answer's text by it."""
+        return super().model_dump_json(**{"exclude_unset": True, **options})
 
 
 def model_of(schema: Mapping[str, Any]) -> type[Any] | None:
@@ -30,7 +40,7 @@ def _object(schema: Mapping[str, Any], name: str) -> type[Any]:
         told = {"description": part.get("description"), "max_length": part.get("maxItems")}
         default: Any = ... if key in required else None
         fields[key] = (kind if key in required else Union[kind, None], Field(default, **told))  # noqa: UP007
-    return create_model(name, __config__=ConfigDict(extra="forbid"), **fields)
+    return create_model(name, __base__=_Answer, **fields)
 
 
 def _type(part: Mapping[str, Any], name: str) -> Any:

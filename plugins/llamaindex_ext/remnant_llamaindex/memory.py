@@ -46,8 +46,9 @@ class RemnantMemory(LlamaMemory):
     that, journals step by step, and knows which tools failed. One object is one conversation: for runs side by side
     take one `session` each.
 
-    `Context.to_dict` leaves memories out. After restoring, pass one with the same `session_id`; the chat history comes
-    back with it if it lies in a database (`async_database_uri=`), what was learnt does in any case.
+    `Context.to_dict` leaves memories out. Give a new run a memory with the same `session_id`; a run that goes on gets
+    it by `await run.ctx.store.set("memory", memory)`, and its episode goes on too. The chat history comes back if it
+    lies in a database (`async_database_uri=`), what was learnt does in any case.
     """
 
     _block: RemnantMemoryBlock = PrivateAttr()

@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if find_spec("llama_index") is None:  # needs the extra llamaindex
-    collect_ignore_glob = ["test_*.py"]
-else:
+if TYPE_CHECKING or find_spec("llama_index") is not None:
     from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, FunctionAgent, ReActAgent
     from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
     from llama_index.core.llms.mock import MockFunctionCallingLLM
@@ -19,6 +17,8 @@ else:
 
     from remnant.memory import Episode, Memory
     from remnant_llamaindex import RemnantMemory
+else:  # needs the extra llamaindex
+    collect_ignore_glob = ["test_*.py"]
 
 KINDS = ("function", "workflow", "react", "code")
 

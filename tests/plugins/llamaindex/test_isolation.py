@@ -7,7 +7,7 @@ from typing import Any
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.base.llms.types import ChatMessage, TextBlock
 from llama_index.core.memory import Memory
 
 from remnant_llamaindex import RemnantMemory, RemnantMemoryBlock, RemnantRetriever
@@ -38,7 +38,7 @@ DOORS = st.sampled_from(["add", "turn", "block", "feedback"])
 ACTIONS = st.lists(st.tuples(st.sampled_from("ab"), DOORS, st.lists(st.sampled_from(WORDS), min_size=1)), max_size=8)
 
 
-@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=8, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(ACTIONS)
 def test_nothing_of_one_tenant_shows_through_any_door_of_the_other(actions: Any):
     async def main(path: Path) -> None:
@@ -69,7 +69,7 @@ async def test_session_of_another_scope_shares_no_history_and_no_blocks(stage: A
     from llama_index.core.memory import StaticMemoryBlock
 
     uri = f"sqlite+aiosqlite:///{stage.path}.chat"
-    block = StaticMemoryBlock(name="of-a", static_content="only for a")
+    block = StaticMemoryBlock(name="of-a", static_content=[TextBlock(text="only for a")])
     first = stage.open(session_id="s", async_database_uri=uri, memory_blocks=[block])
     await first.aput(user("hello from a"))
     other = first.session("s", scope="tenant-b")

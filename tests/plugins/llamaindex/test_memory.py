@@ -147,7 +147,9 @@ async def test_history_holds_what_was_said_and_nothing_of_memory(stage: Any):
 @pytest.mark.parametrize("method", list(InsertMethod))
 @pytest.mark.parametrize("joined", [False, True])
 async def test_injected_text_that_comes_back_is_neither_kept_nor_learnt(stage: Any, method: InsertMethod, joined: bool):
-    first = stage.open(insert_method=method, memory_blocks=[StaticMemoryBlock(name="house", static_content="HOUSE")])
+    first = stage.open(
+        insert_method=method, memory_blocks=[StaticMemoryBlock(name="house", static_content=[TextBlock(text="HOUSE")])]
+    )
     first.core.add(FACT)
     await first.aput(user(QUESTION))
     read = await first.aget()
@@ -299,7 +301,9 @@ class LiveStore(AsyncDBChatStore):
 
     kept: list[ChatMessage] = Field(default_factory=list)
 
-    async def get_messages(self, key: str, status: Any = None, **_: Any) -> list[ChatMessage]:
+    async def get_messages(
+        self, key: str, status: Any = None, limit: int | None = None, offset: int | None = None
+    ) -> list[ChatMessage]:
         return list(self.kept)
 
     async def count_messages(self, key: str, status: Any = None) -> int:
@@ -355,7 +359,7 @@ def test_memory_wants_one_block_that_remembers(stage: Any):
     core = stage.core()
     with pytest.raises(ConfigError, match=r"use RemnantMemory\.open"):
         RemnantMemory.from_defaults()
-    blocks = [RemnantMemoryBlock(core, name=name) for name in ("a", "b")]
+    blocks: list[Any] = [RemnantMemoryBlock(core, name=name) for name in ("a", "b")]
     with pytest.raises(ConfigError, match="2 blocks"):
         RemnantMemory.from_defaults(memory_blocks=blocks)
     made = RemnantMemory.from_defaults(memory_blocks=[blocks[0]])

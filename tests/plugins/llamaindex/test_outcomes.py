@@ -1,6 +1,7 @@
 """Each way a run ends, for each agent of LlamaIndex: what the journal holds of it."""
 
 import asyncio
+from collections.abc import AsyncGenerator, Sequence
 from typing import Any
 
 import pytest
@@ -139,7 +140,7 @@ async def test_answer_forced_by_the_limit_is_a_failure_by_limit(stage: Any, call
     assert (stage.episode(memory).verdict, stage.episode(memory).source) == ("failure", "limit")
 
 
-async def slow(messages: list[ChatMessage], **_: Any) -> Any:
+async def slow(messages: Sequence[ChatMessage], **_: Any) -> AsyncGenerator[ChatMessage, None]:
     await asyncio.sleep(30)
     yield ChatMessage(role="assistant", content="late")
 
@@ -198,7 +199,7 @@ async def test_handoff_between_agents_is_one_episode(stage: Any, call_: Any, say
     def first(messages: list[ChatMessage]) -> ChatMessage:
         return call_("handoff", to_agent="second", reason="it knows")
 
-    agents = [
+    agents: list[Any] = [
         FunctionAgent(name="first", description="asks", llm=stage.llm(first), can_handoff_to=["second"]),
         FunctionAgent(name="second", description="knows", llm=stage.llm(lambda _: say_("three"))),
     ]
