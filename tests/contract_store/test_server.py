@@ -7,6 +7,7 @@ import random
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -18,9 +19,10 @@ psycopg = pytest.importorskip("psycopg", reason="pip install 'remnant[postgres]'
 from psycopg.conninfo import make_conninfo  # noqa: E402
 
 from remnant.errors import ConfigError  # noqa: E402
-from remnant.memory import HashEmbedder, Memory, StoreError  # noqa: E402
+from remnant.index import DenseScan, pack  # noqa: E402
+from remnant.memory import EmbedderError, HashEmbedder, Memory, StoreError  # noqa: E402
 from remnant.memory.memory import open_store  # noqa: E402
-from remnant.memory.postgres import PostgresStore  # noqa: E402
+from remnant.memory.postgres import PostgresStore, near  # noqa: E402
 from remnant.memory.postgres.schema import MIGRATIONS, migrate, version  # noqa: E402
 
 A = "tenant-a"
@@ -277,3 +279,76 @@ def test_what_is_remembered_is_in_no_statistics(server: Any, admin: Any, put: Pu
     assert admin.execute(
         "SELECT count(*) > 0 FROM pg_stats WHERE schemaname = %s", (server.where["schema"],)
     ).fetchone() == (True,)
+
+
+def _unit(count: int, size: int, seed: int) -> list[bytes]:
+    rng = random.Random(seed)
+    return pack([[rng.gauss(0, 1) for _ in range(size)] for _ in range(count)])
+
+
+def _nearest(store: Any, query: bytes, k: int = 10, also: Any = ()) -> Any:
+    """The index is built in the background: wait for it."""
+    end = time.monotonic() + 60
+    while (found := store.nearest(A, "m", query, k, also)) is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return found
+
+
+def test_a_large_scope_is_searched_on_the_server(
+    server: Any, write: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(near, "SERVED", 300)
+    monkeypatch.setattr(near, "LOOK", 0.0)
+    store, vectors = server.store(), _unit(400, 16, 1)
+
+    def commit(numbers: range, scope: str = A, **of: Any) -> None:
+        rows = [write(f"r{n:03}", "tea", vectors={"m": vectors[n]}, **of) for n in numbers]
+        store.commit(scope, rows, actor="a", reason="r")
+
+    commit(range(250))
+    commit(range(350, 400), "tenant-b")
+    assert store.nearest(A, "m", vectors[0], 10) is None
+    commit(range(250, 340))
+    commit(range(340, 350), status="archived")
+    exact = DenseScan(16)
+    exact.load([(id, blob) for id, blob in store.vectors(A, "m") if blob is not None])
+    for n in (0, 100, 345, 399):
+        found, whole = (
+            _nearest(store, vectors[n], also=["r001", "r345", "none"]),
+            exact.search(vectors[n], 10, ["r001"]),
+        )
+        assert len(set(found.best) & set(whole.best)) >= 9
+        assert found.best == pytest.approx(
+            {id: whole.of.get(id, whole.best.get(id, found.best[id])) for id in found.best}
+        )
+        assert found.of == pytest.approx(whole.of, abs=1e-5)
+        assert (found.low, found.high) == pytest.approx((whole.low, whole.high), abs=0.1)
+    assert store.nearest("tenant-b", "m", vectors[0], 10) is None
+    store.erase(A, ["r000"])
+    assert "r000" not in _nearest(store, vectors[0]).best
+    with pytest.raises(EmbedderError, match=r"8 numbers.*16"):
+        store.nearest(A, "m", vectors[0][:32], 10)
+
+
+def test_an_index_whose_builder_died_is_built_anew(server: Any, admin: Any, write: Callable[..., Any]):
+    store, vectors = server.store(), _unit(50, 8, 2)
+    store.commit(A, [write(f"r{n}", "tea", vectors={"m": v}) for n, v in enumerate(vectors)], actor="a", reason="r")
+    assert not store.build(A, "no such embedder")
+    assert store.build(A, "m")
+    index = f'"{server.where["schema"]}".{near.index_name(A, "m")}'
+    admin.execute("UPDATE pg_index SET indisvalid = false WHERE indexrelid = %s::regclass", (index,))
+    assert store.build(A, "m")
+    state = admin.execute("SELECT indisvalid FROM pg_index WHERE indexrelid = %s::regclass", (index,))
+    assert state.fetchone() == (True,)
+
+
+def test_recall_asks_the_server_in_a_large_scope(server: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(near, "SERVED", 20)
+    monkeypatch.setattr(near, "LOOK", 0.0)
+    memory = server.memory(embedder=HashEmbedder(32))
+    ids = memory.add(["photographers", *(f"note {n}" for n in range(30))])
+    store = memory.store
+    assert store.build(A, HashEmbedder(32).model_id)
+    monkeypatch.setattr(store, "vectors", None)
+    assert memory.recall("photogenic", k=1)[0].id == ids[0]

@@ -10,6 +10,7 @@ from remnant.errors import unknown
 from remnant.memory.postgres.connection import Connections
 from remnant.memory.postgres.erase import Erase
 from remnant.memory.postgres.journal import Journal
+from remnant.memory.postgres.near import Near
 from remnant.memory.postgres.queue import Queue
 from remnant.memory.postgres.records import Records
 from remnant.memory.postgres.schema import check_name
@@ -19,7 +20,7 @@ from remnant.memory.postgres.words import WordSearch
 __all__ = ["PostgresStore"]
 
 
-class PostgresStore(Records, Vectors, Journal, Queue, Erase):
+class PostgresStore(Records, Vectors, Near, Journal, Queue, Erase):
     """A `RecordStore` in one schema of a PostgreSQL database (15 or newer, UTF8); many machines may share it.
 
     Vectors are kept as pgvector's type where the server has the extension when the schema is made, else as bytes;
@@ -55,6 +56,7 @@ class PostgresStore(Records, Vectors, Journal, Queue, Erase):
         """See the class."""
         if vacuum not in ("plain", "full"):
             raise unknown("vacuum", vacuum, ("plain", "full"))
+        super().__init__()
         self._clock = clock
         self._vacuum: Literal["plain", "full"] = vacuum
         self._server = Connections(url, check_name(schema), size=size, wait=wait, read_only=read_only)

@@ -66,7 +66,8 @@ class Connections:
         self.place = place_of(parts)
         self.schema = schema
         self.wait = wait
-        self._url, self._size, self._read_only = url, size, read_only
+        self.read_only = read_only
+        self._url, self._size = url, size
         self._alive = {name: value for name, value in _ALIVE.items() if name not in parts}
         self._closed = False
         self._inherited: list[Pool] = []
@@ -91,7 +92,7 @@ class Connections:
         )
 
     def _configure(self, c: Server) -> None:
-        c.execute(_SETTINGS, (str(LOCK_MS), str(IDLE_MS), "on" if self._read_only else "off"))
+        c.execute(_SETTINGS, (str(LOCK_MS), str(IDLE_MS), "on" if self.read_only else "off"))
         search(c, self.schema)
         adapt(c, self._type)
 
