@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from remnant.memory.change import Difference
     from remnant.memory.context import Context
     from remnant.memory.cube import Cube, Imported, read_cube
+    from remnant.memory.embedders import SentenceTransformerEmbedder
     from remnant.memory.episode import Episode, Job
     from remnant.memory.errors import (
         ConflictError,
@@ -56,6 +57,7 @@ _MODULES = {
     "change": "Difference",
     "context": "Context",
     "cube": "Cube Imported read_cube",
+    "embedders": "SentenceTransformerEmbedder",
     "episode": "Episode Job",
     "errors": "ConflictError EmbedderError JobLost ModelError RolloutsFailed ScriptError StoreError StructuredError",
     "events": "Event Events",
@@ -118,6 +120,7 @@ __all__ = [
     "Scaled",
     "ScriptError",
     "ScriptedChatModel",
+    "SentenceTransformerEmbedder",
     "SqliteStore",
     "StoreError",
     "Strategy",
