@@ -285,8 +285,8 @@ def summary(name: str, found: dict[str, list[Scores]]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     for way in found:
         base = BASES.get(way, "hybrid")
-        for split in ("all", "first three", "judge", "tune"):
-            chosen = [at for at, s in enumerate(found[way]) if _within_split(name, s.question, split)]
+        for split in ("all", *(("first three",) if name == "locomo" else ()), "judge", "tune"):
+            chosen = [at for at, s in enumerate(found[way]) if _within_split(s.question, split)]
             for category in ("all", *sorted({found[way][at].question.category for at in chosen})):
                 some = [at for at in chosen if category in ("all", found[way][at].question.category)]
                 rows.append({"benchmark": "retrieval", "set": name, "way": way, "split": split, "category": category})
@@ -296,16 +296,14 @@ def summary(name: str, found: dict[str, list[Scores]]) -> list[dict[str, Any]]:
     return rows
 
 
-def _within_split(name: str, question: Question, split: str) -> bool:
+def _within_split(question: Question, split: str) -> bool:
     if split == "first three":
-        return name == "locomo" and int(question.group[-1]) < 3
+        return int(question.group[-1]) < 3
     return split in ("all", question.split)
 
 
 def _row(own: Sequence[Scores], base: Sequence[Scores], name: str) -> dict[str, Any]:
     row: dict[str, Any] = {"questions": len(own)}
-    if not own:
-        return row
     for k in (5, 10, 20, 50):
         row[f"recall@{k}"] = interval([s.at[k] for s in own])
     row["all@10"], row["mrr"] = interval([s.whole for s in own]), interval([s.rank for s in own])
@@ -330,8 +328,6 @@ def interval(values: Sequence[float]) -> list[float]:
 
 
 def _line(row: dict[str, Any]) -> str:
-    if not row["questions"]:
-        return f"{row['set']:<10}{row['way']:<28}{row['split']:<12}no questions"
     head = f"{row['set']:<10}{row['way']:<28}{row['split']:<12}{row['category']:<12}{row['questions']:>5}"
     recall = " ".join(f"R@{k} {row[f'recall@{k}'][0]:.3f}" for k in (5, 10, 20, 50))
     mean, low, high = row["1000 tokens gain"]
@@ -440,7 +436,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
     sets = [name for name in ("locomo", "musique", "hotpotqa") if any(row["set"] == name for row in rows)]
     figure, grid = plt.subplots(1, len(sets), figsize=(5 * len(sets), 4), squeeze=False, layout="constrained")
     for axes, name in zip(grid.flat, sets, strict=True):
-        some = [row for row in rows if row["set"] == name and row.get("split") == "judge" and row["questions"]]
+        some = [row for row in rows if row["set"] == name and row.get("split") == "judge"]
         kinds = list(dict.fromkeys(row["category"] for row in some))
         for at, (way, color) in enumerate(ways.items()):
             bars = {row["category"]: row["1000 tokens"] for row in some if row["way"] == way}
