@@ -11,9 +11,10 @@ or a person does.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from remnant.memory.episode import Episode
+from remnant.errors import ConfigError, unknown
+from remnant.memory.episode import Episode, check_verdict
 from remnant.memory.llm import ChatModel
 from remnant.memory.record import Outcome
 from remnant.memory.strategies.judge import judged
@@ -29,6 +30,37 @@ class Verdict(NamedTuple):
 
 Judge = Callable[[Episode], Verdict]
 """Looks at an episode whose run is over; raising counts as not knowing."""
+
+Wanted = Literal["rules", "judge", "manual"] | Judge | Callable[[Episode], Outcome]
+"""How a user says who decides: by name, or a function of one's own, whose answer may be the bare outcome."""
+
+
+def judge_of(wanted: Wanted, model: ChatModel | None) -> Judge:
+    """The judge that a user wants.
+
+    Args:
+        wanted: see `Wanted`.
+        model: the memory's; what `judge` asks.
+
+    Raises:
+        ConfigError: no judge has that name, or `judge` has no model.
+    """
+    if wanted == "judge":
+        if model is None:
+            raise ConfigError("verdict='judge' without a model", do="give the memory llm=")
+        return judge(model)
+    named: dict[str, Judge] = {"rules": rules, "manual": manual}
+    if isinstance(wanted, str):
+        if wanted not in named:
+            raise unknown("verdict", wanted, (*named, "judge"), do="or pass a function of the episode")
+        return named[wanted]
+
+    def asked(episode: Episode) -> Verdict:
+        said = wanted(episode)
+        outcome, source = (said, "rule") if isinstance(said, str) else said
+        return Verdict(check_verdict(outcome), source)
+
+    return asked
 
 
 def rules(episode: Episode) -> Verdict:

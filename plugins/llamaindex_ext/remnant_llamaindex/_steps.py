@@ -51,12 +51,12 @@ def of_messages(messages: Sequence[ChatMessage], before: ChatMessage | None) -> 
         messages: in order.
         before: the message before the first one, if known.
     """
-    names: dict[str, str] = {}
+    called: dict[str, Step] = {}
     steps: list[Step] = []
     for message in messages:
         calls = _calls(message)
-        names |= {call["id"]: call["name"] for call in calls}
-        steps += _of_message(message, role_of(message, before), calls, names)
+        called |= {call["id"]: {"name": call["name"], "arguments": call["arguments"]} for call in calls}
+        steps += _of_message(message, role_of(message, before), calls, called)
         before = message
     return steps
 
@@ -70,12 +70,13 @@ def of_event(event: object) -> Step | None:
         return step | ({"tool_calls": calls} if calls else {}) | _named(event.current_agent_name)
     if isinstance(event, ToolCallResult):
         output = event.tool_output
-        step = {"role": "tool", "name": event.tool_name, "content": cleaned(str(output.content))}
+        about = {"name": event.tool_name, "arguments": _plain(event.tool_kwargs)}
+        step = {"role": "tool", "content": cleaned(str(output.content)), **about}
         return step | ({"error": True} if output.is_error else {})
     return None
 
 
-def _of_message(message: ChatMessage, role: str, calls: list[Step], names: Mapping[str, str]) -> list[Step]:
+def _of_message(message: ChatMessage, role: str, calls: list[Step], called: Mapping[str, Step]) -> list[Step]:
     text = text_of(message)
     if role == "assistant" and (told := _reasoning(text)):
         return told
@@ -83,8 +84,7 @@ def _of_message(message: ChatMessage, role: str, calls: list[Step], names: Mappi
     if calls:
         step["tool_calls"] = [{"name": call["name"], "arguments": call["arguments"]} for call in calls]
     if role == "tool":
-        name = names.get(str(message.additional_kwargs.get("tool_call_id", "")))
-        step |= {"name": name} if name else {}
+        step |= called.get(str(message.additional_kwargs.get("tool_call_id", "")), {})
     if other := sorted({block.block_type for block in message.blocks if not isinstance(block, _SILENT)}):
         step["attachments"] = other
     return [step]

@@ -15,7 +15,8 @@ from llama_index.core.memory import BaseMemoryBlock
 from llama_index.core.utils import get_tokenizer
 from pydantic import PrivateAttr
 
-from remnant.memory import Embedder, Hit, Judge, Memory, Strategy, rules
+from remnant.memory import Embedder, Hit, Memory, Strategy
+from remnant.memory.verdict import Wanted, judge_of
 from remnant_llamaindex._injected import marked
 from remnant_llamaindex._journal import Journal, Turn
 from remnant_llamaindex._opening import Llm, open_memory
@@ -78,10 +79,10 @@ class RemnantMemoryBlock(BaseMemoryBlock[str]):
     _held: OrderedDict[Any, _Shown] = PrivateAttr(default_factory=OrderedDict)
     _tokens: Callable[[str], int] | None = PrivateAttr(default=None)
 
-    def __init__(self, memory: Memory, *, verdict: Judge = rules, **data: Any) -> None:
+    def __init__(self, memory: Memory, *, verdict: Wanted = "rules", **data: Any) -> None:
         """See the class."""
         super().__init__(**data)
-        self._memory, self._journal = memory, Journal(memory, verdict, self.timeout)
+        self._memory, self._journal = memory, Journal(memory, judge_of(verdict, memory.context.llm), self.timeout)
 
     @classmethod
     def open(
@@ -92,7 +93,7 @@ class RemnantMemoryBlock(BaseMemoryBlock[str]):
         scope: str | Mapping[str, str] | None = None,
         llm: Llm = None,
         embedder: BaseEmbedding | Embedder | None = None,
-        verdict: Judge = rules,
+        verdict: Wanted = "rules",
         settings: Mapping[str, Any] | None = None,
         **data: Any,
     ) -> RemnantMemoryBlock:

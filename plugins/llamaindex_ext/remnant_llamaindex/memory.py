@@ -19,7 +19,8 @@ from llama_index.core.storage.chat_store.sql import SQLAlchemyChatStore
 from pydantic import PrivateAttr
 
 from remnant.errors import ConfigError
-from remnant.memory import Embedder, Judge, Memory, Rollout, Strategy, rules
+from remnant.memory import Embedder, Memory, Rollout, Strategy
+from remnant.memory.verdict import Wanted
 from remnant_llamaindex._chat import FirstUse
 from remnant_llamaindex._injected import all_without_injected, without_injected
 from remnant_llamaindex._opening import Llm, open_memory
@@ -89,7 +90,7 @@ class RemnantMemory(LlamaMemory):
         budget_tokens: int | None = 1500,
         timeout: float | None = 5.0,
         priority: int = 1,
-        verdict: Judge = rules,
+        verdict: Wanted = "rules",
         insert_method: InsertMethod = InsertMethod.USER,
         memory_blocks: Sequence[BaseMemoryBlock[Any]] = (),
         **options: Any,
@@ -110,7 +111,8 @@ class RemnantMemory(LlamaMemory):
             timeout: seconds after which a recall is given up, and a write goes on without being waited for; None
                 waits for ever.
             priority: of the block under token pressure: 1 goes first, 0 is never truncated.
-            verdict: says how an episode ended: `rules`, `judge(model)`, `manual` or a function of one's own.
+            verdict: says how an episode ended: `rules`, `judge` (the memory's model is asked), `manual`, or a function
+                of the episode that gives an outcome or a `Verdict`.
             insert_method: where memories are put.
             memory_blocks: further blocks of LlamaIndex.
             options: of `Memory.from_defaults` (`token_limit`, `chat_store`, `async_database_uri`, ...) and of

@@ -48,7 +48,7 @@ async def test_tool_call_and_its_result_carry_names_and_arguments(stage: Any, tr
     await ran(memory, stage.agent(stage.once("function")).run(user_msg=QUESTION, memory=memory), tracked)
     _, first, second, _ = stage.episode(memory).steps
     assert first["tool_calls"] == [{"name": "add", "arguments": {"a": 1, "b": 2}}]
-    assert (second["name"], second["content"]) == ("add", "3")
+    assert second == {"role": "tool", "name": "add", "arguments": {"a": 1, "b": 2}, "content": "3"}
 
 
 async def test_each_user_turn_is_an_episode_of_its_own(stage: Any):
@@ -67,7 +67,13 @@ async def test_failed_tool_fails_a_tracked_run(stage: Any):
     await memory.track(stage.agent(stage.once("function"), broken).run(user_msg=QUESTION, memory=memory))
     episode = stage.episode(memory)
     assert (episode.verdict, episode.source) == ("failure", "rule")
-    assert episode.steps[2] == {"role": "tool", "name": "add", "content": "boom", "error": True}
+    assert episode.steps[2] == {
+        "role": "tool",
+        "name": "add",
+        "arguments": {"a": 1, "b": 2},
+        "content": "boom",
+        "error": True,
+    }
 
 
 async def test_tool_that_does_not_exist_fails_a_tracked_run(stage: Any, call_: Any, say_: Any):

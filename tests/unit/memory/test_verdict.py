@@ -6,7 +6,9 @@ from typing import Any
 
 import pytest
 
+from remnant.errors import ConfigError
 from remnant.memory import Episode, ModelError, ScriptedChatModel, Verdict, judge, manual, rules
+from remnant.memory.verdict import judge_of
 
 CALL = {"role": "assistant", "content": "", "tool_calls": [{"name": "add", "arguments": {}}]}
 BROKEN = {"role": "tool", "name": "add", "content": "boom", "error": True}
@@ -77,3 +79,24 @@ def test_judge_that_fails_is_the_callers_to_handle():
 
     with pytest.raises(ModelError):
         judge(ScriptedChatModel([(".", down)]))(ended(ANSWER))
+
+
+def test_judges_have_names_or_are_functions():
+    model = ScriptedChatModel([(".", json.dumps({"reason": "r", "label": "success", "confidence": 1}))])
+    assert judge_of("rules", None) is rules
+    assert judge_of("manual", None) is manual
+    assert judge_of("judge", model)(ended(ANSWER)) == Verdict("success", "judge")
+    assert judge_of(lambda _: "success", None)(ended()) == Verdict("success", "rule")
+    assert judge_of(lambda _: Verdict("failure", "test"), None)(ended()) == Verdict("failure", "test")
+
+
+@pytest.mark.parametrize(("wanted", "message"), [("judge", "llm="), ("rule", "did you mean|rules")])
+def test_judge_that_cannot_be_is_refused(wanted: Any, message: str):
+    with pytest.raises(ConfigError, match=message):
+        judge_of(wanted, None)
+
+
+def test_answer_that_is_no_verdict_is_an_error():
+    wrong: Any = lambda _: "perhaps"  # noqa: E731
+    with pytest.raises(ConfigError, match="perhaps"):
+        judge_of(wrong, None)(ended())
