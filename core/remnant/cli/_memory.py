@@ -14,7 +14,9 @@ from remnant.errors import ConfigError
 if TYPE_CHECKING:
     from remnant.memory import Embedder, Memory, RecordStore
 
-Place = Annotated[str, typer.Argument(help="A memory: its file or its address.", metavar="STORE")]
+Place = Annotated[
+    str, typer.Argument(help="A file, or postgresql://user@host/database, with #schema if need be.", metavar="STORE")
+]
 Scope = Annotated[
     str | None, typer.Option("--scope", help="Whose memory; left out, the only one of the store.", metavar="NAME")
 ]
@@ -69,6 +71,11 @@ def opened(
 def open_place(place: str, *, write: bool, create: bool = False) -> RecordStore:
     """The store at a file or an address; for reading, nothing of it is touched.
 
+    Args:
+        place: what follows the `#` of an address is the schema on that server.
+        write: open it for writing, which brings it up to date.
+        create: a file that does not exist is made.
+
     Raises:
         ConfigError: it is a file that does not exist.
     """
@@ -76,11 +83,12 @@ def open_place(place: str, *, write: bool, create: bool = False) -> RecordStore:
 
     from remnant.memory.memory import open_store
 
-    scheme, address, rest = place.partition("://")
-    file = rest.removeprefix("/") if scheme == "sqlite" else "" if address else place
+    scheme, remote, rest = place.partition("://")
+    file = rest.removeprefix("/") if scheme == "sqlite" else "" if remote else place
     if file and not create and not Path(file).is_file():
         raise ConfigError(f"no memory at {place!r}", accepted="a file or an address", do="check the name")
-    store = open_store(place) if write else open_store(place, read_only=True)
+    where, _, schema = (place, "", "") if file else place.partition("#")
+    store = open_store(where, read_only=not write, **({"schema": schema} if schema else {}))
     if backup := getattr(store, "backup", None):
         sys.stderr.write(f"remnant: {without_password(place)} was brought to the newest schema; as it was: {backup}\n")
     return store

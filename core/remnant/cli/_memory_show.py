@@ -180,7 +180,7 @@ def at_stake(memory: Memory, ids: Sequence[str]) -> None:
     for id in ids:
         history = memory.audit(id)
         sources |= {s.source_id for _, r in history for s in r.provenance if s.source_type == "episode"}
-        _echo(f"{id}  {len(history)} versions  {short(history[-1][1].content if history else '', _WIDE)}")
+        _echo(f"{id}  versions: {len(history)}  {short(history[-1][1].content if history else '', _WIDE)}")
     if sources:
         _echo(f"and the task and steps of the episodes it came from: {', '.join(sorted(sources))}")
 

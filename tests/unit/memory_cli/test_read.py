@@ -4,6 +4,8 @@ import hashlib
 import json
 import socket
 import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from remnant.cli import _memory_show, main
+from remnant.cli._memory import without_password
 from remnant.memory import Memory, Record, Update
 
 Run = Callable[..., Any]
@@ -231,3 +234,50 @@ def test_strategy_is_told_from_what_distilled(run: Run, path: Path):
     assert run("search", "tea", "--strategy", "tim", "--json").json()["strategy"] == "tim"
     assert run("list").code == 0
     assert run("search", "tea", "--strategy", "nope").code == 2
+
+
+@pytest.mark.parametrize("arguments", [["memory", "--help"], ["memory", "list"], ["memory", "audit"]], ids=" ".join)
+def test_looking_loads_no_model_and_no_server(path: Path, arguments: list[str]):
+    code = "import json, sys; from remnant.cli import main; main(); print(json.dumps(sorted(sys.modules)))"
+    command = [sys.executable, "-c", code, *arguments, *([] if "--help" in arguments else [str(path), "--json"])]
+    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    loaded = {name.partition(".")[0] for name in json.loads(out.splitlines()[-1])}
+    assert not loaded & {"torch", "transformers", "numpy", "starlette", "uvicorn", "jinja2", "psycopg", "openai"}
+
+
+def test_a_server_is_used_as_a_file_is(
+    new_schema: Callable[[], dict[str, str]], capsys: pytest.CaptureFixture[str], tmp_path: Path
+):
+    place: dict[str, Any] = new_schema()
+    address = f"{place['path_or_url']}#{place['schema']}"
+
+    def run(command: str, *arguments: str) -> Any:
+        capsys.readouterr()
+        code = main(["memory", command, address, *arguments, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    assert run("list")[0] == 2  # nothing is made by looking
+    with Memory.open(**place, scope="tenant-pg") as memory:
+        (tea,) = memory.add("Ada takes her tea without milk.")
+        memory.apply([Update(tea, {"content": "Ada takes her tea with oat milk."})], "", "")
+    assert run("list")[1]["records"][0]["id"] == tea
+    assert run("search", "tea")[1]["hits"][0]["id"] == tea
+    assert len(run("diff", "--change", "2")[1]["differences"]) == 1
+    assert run("stats")[1]["bytes"] is None
+    assert run("undo", "2")[0] == 0
+    assert run("export", str(tmp_path / "cube.jsonl"))[1]["records"] == 1
+    receipt = run("forget", tea, "--yes")[1]
+    assert (receipt["ids"], receipt["versions"]) == ([tea], 3)
+    assert run("import", str(tmp_path / "cube.jsonl"))[1]["added"] == 1
+
+
+@pytest.mark.parametrize(
+    ("place", "shown"),
+    [
+        ("a:b@c.db", "a:b@c.db"),
+        ("postgresql://ada:se@cret@host:5432/db#s", "postgresql://ada@host:5432/db#s"),
+        ("postgresql://host/db?password=secret", "postgresql://host/db"),
+    ],
+)
+def test_passwords_are_not_shown(place: str, shown: str):
+    assert without_password(place) == shown

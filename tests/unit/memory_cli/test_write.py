@@ -5,6 +5,7 @@ import socket
 import sqlite3
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from remnant.cli import main, memory_write
 from remnant.memory import Memory
+from remnant.memory.sqlite import connection, schema
 
 Run = Callable[..., Any]
 
@@ -54,7 +56,7 @@ def test_forget_asks_and_shows_what_is_at_stake(
     learnt = run("episodes", kept.episode, "--json").json()["taught"][0]["id"]
     ran = run("forget", learnt)
     assert ran.code == code
-    assert "1 versions  Ada likes biscuits." in ran.out
+    assert "versions: 1  Ada likes biscuits." in ran.out
     assert f"episodes it came from: {kept.episode}" in ran.out
     assert run("show", learnt).code == (2 if code == 0 else 0)
 
@@ -132,22 +134,29 @@ def test_progress_of_a_large_cube(run: Run, tmp_path: Path, path: Path):
 
 @pytest.mark.parametrize("command", [["approve", "{held}"], ["undo", "1"], ["feedback", "{episode}", "failure"]])
 def test_writing_leaves_the_episodes_of_others_alone(run: Run, kept: Any, path: Path, command: list[str]):
-    with sqlite3.connect(path) as connection:
-        connection.execute("UPDATE episodes SET owner = ?", (f"{socket.gethostname()}:1:0",))  # long gone
-    connection.close()
+    with sqlite3.connect(path) as c:
+        c.execute("UPDATE episodes SET owner = ?", (f"{socket.gethostname()}:1:0",))  # long gone
+    c.close()
     run(*(part.format(**kept._asdict()) for part in command))
     rows = run("episodes", "--json").json()["episodes"]
     assert [row["closed_at"] for row in rows if row["id"] == kept.open] == [None]
 
 
-def test_migrate_says_whether_it_did(run: Run, kept: Any, path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_only_what_writes_brings_a_store_up_to_date_and_says_so(run: Run, path: Path, monkeypatch: pytest.MonkeyPatch):
     assert run("migrate", "--json").json()["migrated"] is False
-    store = memory_write.open_place(str(path), write=True)
-    store.backup = path.with_name("memory.db.v0.backup")  # type: ignore[attr-defined]
-    monkeypatch.setattr("remnant.memory.memory.open_store", lambda place, **_: store)
+    newer = (*schema.MIGRATIONS, "CREATE TABLE later (a)")
+    monkeypatch.setattr(schema, "MIGRATIONS", newer)
+    monkeypatch.setattr(connection, "migrate", partial(schema.migrate, migrations=newer))
+    before = path.read_bytes()
+    ran = run("list")
+    assert ran.code == 2
+    assert "remnant memory migrate" in ran.err
+    assert path.read_bytes() == before
     ran = run("migrate", "--json")
     assert ran.json()["migrated"] is True
+    assert Path(ran.json()["backup"]).read_bytes()
     assert "brought to the newest schema; as it was: " in ran.err
+    assert run("list").code == 0
 
 
 def test_actor_without_a_name(monkeypatch: pytest.MonkeyPatch):

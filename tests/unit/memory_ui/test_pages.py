@@ -157,6 +157,23 @@ def test_records_are_paged_newest_first_with_filters(memory: Memory, kept: Any):
     assert "text 0299" in client.get("/0/records").text
 
 
+def test_episodes_and_changes_are_paged(memory: Memory):
+    for n in range(120):
+        memory.open_episode(f"task {n}")
+        memory.add(f"text {n}")
+    client = _client(memory)
+    for name, row in (("episodes", "/0/episode?"), ("changes", "/0/change?")):
+        path, found, newer = f"/0/{name}", [], []
+        while path:
+            page = _page(client.get(path))
+            found += [link for link in page.links() if link.startswith(row)]
+            newer += [a["href"] for tag, a in page.elements if tag == "a" and a.get("rel") == "prev"]
+            path = next((a["href"] for tag, a in page.elements if tag == "a" and a.get("rel") == "next"), "")
+        assert len(set(found)) == 120
+        assert newer == [f"/0/{name}?page=0", f"/0/{name}?page=1"]
+        assert client.get(f"/0/{name}?page=99").status_code == 200
+
+
 def test_search_is_that_of_the_agent(client: TestClient, memory: Memory, kept: Any):
     answer = client.get("/0/records", params={"q": "tea"})
     (hit,) = memory.recall("tea")

@@ -149,7 +149,7 @@ def check_newest(c: Server, schema: str, place: str) -> None:
     if not found:
         raise StoreError(f"{place} holds no memory in schema {schema!r}", do="name a schema that a memory wrote")
     if found < len(MIGRATIONS):
-        do = "open it for writing once, which brings it up to date"
+        do = "open it for writing once, as 'remnant memory migrate' does"
         raise StoreError(f"{place}, schema {schema!r} has version {found}", accepted=str(len(MIGRATIONS)), do=do)
 
 

@@ -125,7 +125,7 @@ def check_newest(connection: sqlite3.Connection, path: Path) -> None:
         return
     if not found:
         raise StoreError(f"{path} is not a memory", do="name a file that a memory wrote")
-    do = "update remnant" if found > len(MIGRATIONS) else "open it for writing once, which brings it up to date"
+    do = "update remnant" if found > len(MIGRATIONS) else "open it for writing once, as 'remnant memory migrate' does"
     raise StoreError(f"{path} has schema {found}", accepted=str(len(MIGRATIONS)), do=do)
 
 

@@ -59,8 +59,8 @@ def forget(request: Request) -> Response:
         return after(request, "records", "Nothing was done: the record is not here.")
     lines = [
         f"record {', '.join(receipt.ids)}",
-        f"{receipt.versions} versions, {receipt.vectors} vectors, {receipt.words} entries of the word index",
-        f"{receipt.steps} steps of {len(receipt.episodes)} episodes",
+        f"versions: {receipt.versions}, vectors: {receipt.vectors}, entries of the word index: {receipt.words}",
+        f"episodes: {len(receipt.episodes)}, steps: {receipt.steps}",
     ]
     if receipt.derived:
         lines.append(f"kept, though made from it: {', '.join(receipt.derived)}")

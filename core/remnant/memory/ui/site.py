@@ -107,7 +107,7 @@ def memory_of(request: Request) -> Memory:
     return memories[number]
 
 
-def link(request: Request, page: str = "", **query: object) -> str:
+def link(request: Request, page: str = "", /, **query: object) -> str:
     """The address of a page about the same scope."""
     kept = {name: str(value) for name, value in query.items() if value not in ("", None)}
     return f"/{request.path_params['number']}/{page}{'?' if kept else ''}{urlencode(kept)}"
@@ -124,7 +124,7 @@ def render(request: Request, template: str, code: int = 200, **values: Any) -> R
         "counts": memory.stats(),
         "stamp": stamp(memory),
         "notice": site.notices.take(request.query_params.get("notice", "")),
-        "link": lambda page="", **query: link(request, page, **query),  # pyright: ignore
+        "link": lambda page="", /, **query: link(request, page, **query),  # pyright: ignore
     }
     return HTMLResponse(site.environment.get_template(template).render(**common, **values), code)
 
