@@ -3,10 +3,13 @@
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from remnant.errors import ConfigError
 from remnant.memory import Memory, StoreError
+from remnant.memory.sqlite import connection
 from remnant.memory.sqlite.connection import on_network
 from remnant.memory.sqlite.schema import MIGRATIONS, migrate
 
@@ -64,6 +67,23 @@ def test_the_settings_of_the_file(make: Make):
     c = make().store._files.get()  # type: ignore[attr-defined]
     values = [c.execute(f"PRAGMA {name}").fetchone()[0] for name in ("journal_mode", "busy_timeout", "secure_delete")]
     assert values == ["wal", 10_000, 1]
+
+
+def test_synchronous_is_a_setting(make: Make):
+    for given, stored in (("full", 2), ("normal", 1)):
+        store: Any = make(synchronous=given).store
+        assert store._files.get().execute("PRAGMA synchronous").fetchone() == (stored,)
+    with pytest.raises(ConfigError, match="normal, full"):
+        make(synchronous="off")
+    with pytest.raises(ConfigError, match="schema"):
+        make(schema="x")
+
+
+def test_on_a_network_file_system_there_is_a_warning_and_no_shared_log(make: Make, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(connection, "on_network", lambda path: True)
+    with pytest.warns(UserWarning, match="network file system"):
+        store: Any = make().store
+    assert store._files.get().execute("PRAGMA journal_mode").fetchone() == ("delete",)
 
 
 def test_network_file_systems_are_known_by_the_mounts(tmp_path: Path):
