@@ -30,6 +30,7 @@ BENCHMARKS = (
     Benchmark(
         "retrieval", "evidence recall on labelled questions, plain and widened", ("tests/unit/memory/test_widen.py",)
     ),
+    Benchmark("routing", "evidence recall and cost of every mode of the router", ("tests/unit/routing",)),
     Benchmark(
         "agent_overhead",
         "what memory costs a LangChain agent per step",

@@ -151,7 +151,7 @@ def _passages(
     place = {unit.id: i for i, unit in enumerate(units)}
     ranked = [(id, score) for id, score in search(2 * decision.k + len(verbatim)) if id in place]
     top = ranked[0][1] if ranked else None
-    others = [(id, score) for id, score in ranked if id not in verbatim]
+    others = [(id, score) for id, score in ranked if id not in verbatim][: 2 * decision.k]
     strong = others if tau is None else drop_weak(others, tau)
     single = [units[place[id]] for id, _ in strong]
     if alike is not None:

@@ -6,13 +6,13 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Sequence
+from operator import mul
 from typing import Any, TypeVar
 
 from remnant.errors import ConfigError
 from remnant.index.words import spread
 
 T = TypeVar("T")
-K = TypeVar("K")
 Vector = Sequence[float]
 _WORD = re.compile(r"\w+")
 
@@ -48,33 +48,36 @@ def collapse(
     """
     if not 0 < alike <= 1:
         raise ConfigError(f"alike {alike}", accepted="above 0, up to 1")
+    near: Any = _near_vectors if vector else _near_words
     groups: list[tuple[Any, list[T]]] = []
     for item in ranked:
-        seen = _unit(vector(item)) if vector else _counts(text(item))
-        near = next((group for group in groups if _cosine(group[0], seen) >= alike - 1e-9), None)
-        if near is None:
+        seen: Any = _unit(vector(item)) if vector else _weights(text(item))
+        group = next((group for first, group in groups if near(first, seen) >= alike - 1e-9), None)
+        if group is None:
             groups.append((seen, [item]))
         else:
-            near[1].append(item)
+            group.append(item)
     return [group[0] if when is None else max(group, key=when) for _, group in groups]
 
 
-def _counts(text: str) -> dict[str, float]:
+def _weights(text: str) -> dict[str, float]:
+    """How often each word stands in a text, to the length 1."""
     counts = Counter(_WORD.findall(spread(text).lower()))
-    return _unit_of({word: float(n) for word, n in counts.items()})
+    length = math.sqrt(sum(n * n for n in counts.values()))
+    return {word: n / length for word, n in counts.items()}
 
 
-def _unit(vector: Vector) -> dict[int, float]:
-    return _unit_of({i: float(x) for i, x in enumerate(vector) if x})
+def _unit(vector: Vector) -> list[float]:
+    length = math.sqrt(sum(x * x for x in vector))
+    return [x / length for x in vector] if length else []
 
 
-def _unit_of(weights: dict[K, float]) -> dict[K, float]:
-    length = math.sqrt(sum(x * x for x in weights.values()))
-    return {name: x / length for name, x in weights.items()} if length else {}
-
-
-def _cosine(one: dict[Any, float], other: dict[Any, float]) -> float:
+def _near_words(one: dict[str, float], other: dict[str, float]) -> float:
+    """The cosine; texts without a word are alike among themselves."""
     if not one or not other:
         return float(one == other)
-    small, large = (one, other) if len(one) < len(other) else (other, one)
-    return sum(x * large.get(name, 0.0) for name, x in small.items())
+    return sum(one[word] * other[word] for word in one.keys() & other.keys())
+
+
+def _near_vectors(one: list[float], other: list[float]) -> float:
+    return sum(map(mul, one, other)) if one and other else float(one == other)

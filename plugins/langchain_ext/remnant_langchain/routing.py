@@ -93,7 +93,8 @@ class RouterMiddleware(AgentMiddleware[RouterState, Any]):
     Args:
         model: the reader's window, prices and tier, or its window in tokens; None asks the chat model's profile.
         router: decides; with other thresholds, for example `ContextRouter(Settings(low=10))`.
-        extractor: the chat model that reads blocks; None never reads blocks.
+        extractor: the chat model that reads blocks; None never reads blocks. What it quoted last stays in the
+            memory of the process, so that the steps of a run do not pay for it again.
         budgets: limits of one call.
         allow_full: see `Request`.
         output_tokens: reserved for the answer.

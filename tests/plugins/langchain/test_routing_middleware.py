@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from langchain.agents import create_agent
 from langchain.agents.middleware import SummarizationMiddleware
+from langchain_core.language_models.fake_chat_models import GenericFakeChatModel
 from langchain_core.messages import AIMessage, AnyMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.outputs import ChatGeneration, ChatResult
 from langchain_core.tools import tool
 from langgraph.checkpoint.memory import InMemorySaver
 
@@ -38,6 +41,16 @@ def _talk(count: int, *, tools: bool = False) -> list[AnyMessage]:
             messages.append(ToolMessage(f"city{i} has {i} gates", tool_call_id=f"t{i}", name="look"))
         messages.append(AIMessage(f"city{i} is fine"))
     return messages
+
+
+class FunctionModel(GenericFakeChatModel):
+    """A chat model around a function of the messages."""
+
+    messages: Any = ()
+    answer: Any
+
+    def _generate(self, messages: Any, stop: Any = None, run_manager: Any = None, **rest: Any) -> ChatResult:
+        return ChatResult(generations=[ChatGeneration(message=AIMessage(self.answer(messages)))])
 
 
 class Seen:
@@ -289,8 +302,6 @@ def test_the_window_comes_from_the_models_profile(make: Any) -> None:
         agent.invoke({"messages": [HumanMessage("hello")]})
     model = make.model(seen)
     model.profile = {"max_input_tokens": 128_000}
-    from langchain.agents import create_agent
-
     create_agent(model, [], middleware=[RouterMiddleware()]).invoke({"messages": [HumanMessage("hello")]})
     assert len(seen.calls) == 1
 
@@ -376,6 +387,25 @@ async def test_runs_side_by_side_do_not_mix(make: Any) -> None:
     ]
     results = await asyncio.gather(*(agent.ainvoke({"messages": messages}) for messages in asked))
     assert [r["messages"][-1].text for r in results] == [f"user{n}" for n in range(12)]
+
+
+@settings(max_examples=10, deadline=None)
+@given(
+    st.lists(st.sampled_from(["gates", "gates?", "Would Ann enjoy it?", "city3"]), min_size=1, max_size=4),
+    st.integers(0, 9),
+)
+def test_tenants_who_share_a_router_and_its_extractor_never_meet(questions: list[str], common: int) -> None:
+    extractor = Extractor("city")
+    router = RouterMiddleware(Model(100_000), router=SMALL, extractor=extractor)
+    for question in questions:
+        for tenant in ("ann", "bob"):
+            seen = Seen()
+            agent = create_agent(FunctionModel(answer=seen), [], middleware=[router])
+            own = [HumanMessage(f"{tenant}-city{i} {FILL}") for i in range(common, 12)]
+            shared = [HumanMessage(f"city{i} {FILL}") for i in range(common)]
+            agent.invoke({"messages": [*shared, *own, HumanMessage(question)]})
+            other = "bob" if tenant == "ann" else "ann"
+            assert f"{other}-city" not in _said(seen.last)
 
 
 @pytest.mark.parametrize("options", [{"position": "middle"}, {"extractor": 3}, {"model": 0}])

@@ -19,7 +19,7 @@ from langchain_core.tools import tool
 from langgraph.store.base import GetOp, PutOp, SearchOp
 
 from remnant.memory import HashEmbedder, Memory, Record
-from remnant_langchain import MemoryRetriever, MemoryStore
+from remnant_langchain import MemoryRetriever, MemoryStore, RoutedRetriever
 
 
 class Clock:
@@ -321,7 +321,7 @@ def test_a_store_does_not_touch_what_an_agent_left_open(path: Path) -> None:
 LABEL = st.sampled_from(["a", "b", "a/b", "%2F", "tenant-b", "*", "__", "x=y"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(
     st.sampled_from([("t", "t/store"), ("a", "a=b"), ("a", "A"), ("x", "x/y"), ("store", "store/n"), ("%", "%25")]),
     st.lists(st.tuples(st.lists(LABEL, min_size=1, max_size=2).map(tuple), LABEL), min_size=1, max_size=6),
@@ -336,10 +336,13 @@ def test_two_tenants_never_meet(shared: Memory, scopes: tuple[str, str], places:
         theirs.forget(namespace, key)
     assert theirs.search((), limit=100) == [] == theirs.list_namespaces()
     assert theirs.memory.recall("private tea") == []
-    assert MemoryRetriever(memory=theirs.memory).invoke("private tea") == []
+    assert MemoryRetriever(theirs.memory).invoke("private tea") == []
+    assert RoutedRetriever(theirs.memory, model=100_000).invoke("private tea") == []
+    assert len(RoutedRetriever(ours.memory, model=100_000).invoke("private tea")) == len(set(places))
     assert len(ours.search((), limit=100)) == len(set(places))
     for namespace, key in set(places):
         ours.forget(namespace, key)
+    assert ours.memory.recall("private tea") == [] == RoutedRetriever(ours.memory, model=100_000).invoke("tea")
 
 
 @pytest.fixture(scope="module")
