@@ -5,9 +5,10 @@
 Each conversation is asked by itself, then all of them as one long history. What a mode puts into a prompt is put
 together by `remnant.routing.assemble`, from what `Memory` finds by words: an answer needs its evidence in a prompt,
 so `recall` is the fraction of a question's evidence turns that reach one, and `complete` the fraction of questions
-with all of them. Questions without evidence (the adversarial ones) are left out. Tokens are four characters each, money
-is at the prices below; `estimate` is the tokens that the router reckoned with over those really read. Nothing is called, so
-how well a reader does with a prompt is not measured. Intervals are 95 %, from 2,000 bootstrap samples of questions.
+with all of them. Questions without evidence (the adversarial ones) are left out. Tokens are four characters each,
+money is at the prices below; `estimate` is the tokens that the router reckoned with over those really read. Nothing
+is called, so how well a reader does with a prompt is not measured. Intervals are 95 %, from 2,000 bootstrap samples
+of questions.
 """
 
 from __future__ import annotations
