@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +38,7 @@ class Talk:
         self._core, self._journal, self._session, self._history = core, journal, session, history
         self._said = self._waiting = ""
         self._before: ChatMessage | None = None
+        self._finding: asyncio.Future[None] | None = None
 
     async def saw(self, messages: Sequence[ChatMessage]) -> None:
         """Messages that were kept."""
@@ -114,16 +116,26 @@ class Talk:
             await self._journal.add(turn, *steps)
 
     async def _running(self) -> Turn:
-        """The running turn. A run that goes on in a new process goes on with its episode, or begins one."""
-        if self.turn is None and self.ask is None and (left := await self._journal.last(self._session)):
-            self.turn, self._said, self.ask = left, left.task, Ask(left.task, left.id, left.id)
+        """The running turn, found once: a tracked run's events and messages may ask for it side by side."""
         if self.turn is None:
-            history = await self._history()
-            pairs = zip(history, [None, *history], strict=False)
-            said = [text_of(message) for message, before in pairs if role_of(message, before) == "user"]
-            await self._begin(said[-1] if said else "")
+            self._finding = finding = self._finding or asyncio.ensure_future(self._found())
+            try:
+                await asyncio.shield(finding)
+            finally:
+                self._finding = None if self._finding is finding else self._finding
         assert self.turn is not None
         return self.turn
+
+    async def _found(self) -> None:
+        """A run that goes on in a new process goes on with its episode, or begins one."""
+        if self.ask is None and (left := await self._journal.last(self._session)):
+            self.turn, self._said, self.ask = left, left.task, Ask(left.task, left.id, left.id)
+            self._follow(left)
+            return
+        history = await self._history()
+        pairs = zip(history, [None, *history], strict=False)
+        said = [text_of(message) for message, before in pairs if role_of(message, before) == "user"]
+        await self._begin(said[-1] if said else "")
 
     async def _begin(self, said: str) -> None:
         await self.abandon("superseded")
@@ -134,8 +146,12 @@ class Talk:
         turn = Turn(self._core.context.new_id(), task or "(no text)", group, metadata)
         self.turn, self._said, self._waiting = turn, said, ""
         self.ask = Ask(task, turn.id, turn.id, as_of)
-        if self.tracked is not None and (self.tracked.turn is None or self.tracked.turn.closed):
-            self.tracked.turn, turn.by_events = turn, self.tracked.streams
+        self._follow(turn)
         if said and said == task:  # a strategy of facts learns from what the user says, not from what was asked alone
             turn.unsaved.append({"role": "user", "content": said})
         await self._journal.open(turn)
+
+    def _follow(self, turn: Turn) -> None:
+        """Let the tracked run, if there is one without a turn, be this turn's."""
+        if self.tracked is not None and (self.tracked.turn is None or self.tracked.turn.closed):
+            self.tracked.turn, turn.by_events = turn, self.tracked.streams
