@@ -16,7 +16,8 @@ class Event:
 
     Args:
         name: `recalled`, `recall_failed`, `applied`, `forgotten`, `opened`, `closed`, `queued`,
-            `distilled`, `distil_failed`, `quarantined`, `embed_failed`, `recover_failed`.
+            `distilled`, `distil_failed`, `quarantined`, `embed_failed`, `recover_failed`; by hosts `journal_failed`,
+            `journal_late` (a write went on without being waited for), `verdict_failed`.
         scope: whose memory.
         data: ids, counts, the text of an error.
     """
