@@ -120,8 +120,11 @@ def memory_in(
 
     whose = _whose(store, scope, create)
     how = strategy or _only(strategies_of(store, whose)) or default
+    model = embedder_of(embedder)
     settings: dict[str, Any] = {"write": "manual", "recover": False, "strict": True}
-    return Memory.open(place, how, scope=whose, store=store, embedder=embedder_of(embedder), **settings)
+    if model is not None:
+        settings["index"] = "exact"  # others are kept beside the file, and a look must leave nothing behind
+    return Memory.open(place, how, scope=whose, store=store, embedder=model, **settings)
 
 
 def _whose(store: RecordStore, scope: str | None, create: bool) -> str:

@@ -14,7 +14,7 @@ import pytest
 from rich.console import Console
 
 from remnant.cli import _memory_show, main
-from remnant.cli._memory import without_password
+from remnant.cli._memory import embedder_of, without_password
 from remnant.memory import Memory, Record, Update
 
 Run = Callable[..., Any]
@@ -281,3 +281,12 @@ def test_a_server_is_used_as_a_file_is(
 )
 def test_passwords_are_not_shown(place: str, shown: str):
     assert without_password(place) == shown
+
+
+def test_embedders_have_names(monkeypatch: pytest.MonkeyPatch):
+    assert embedder_of(None) is None
+    assert embedder_of("hash-32").model_id == "hash-32"  # type: ignore[union-attr]
+    asked: list[str] = []
+    monkeypatch.setattr("remnant.memory.SentenceTransformerEmbedder", asked.append, raising=False)
+    embedder_of("all-minilm")
+    assert asked == ["all-minilm"]
