@@ -5,11 +5,11 @@
 Rows of sets that are not measured stay in the file. Everything goes through `Memory`: each LoCoMo conversation is a
 scope whose turns are added in order with their session and speaker as sources, each paragraph corpus is one scope,
 and questions are put to `recall`. No model answers; recall is the share of a question's evidence that comes back. A
-question counts in the split that its set says: `tune` was used to choose settings, `judge` was not (LoCoMo: the
-first two conversations, the others; elsewhere the first 50 questions, the others). LoCoMo's adversarial questions
-have no evidence and are left out. Intervals are 95 %, from 2,000 bootstrap samples of questions; differences are
-paired. At equal tokens, hits fill a budget of four characters per token in their order, as
-`recall(budget_tokens=...)` does.
+question counts in the split that its set says: shares of links were chosen on `tune`, `judge` is the rest (LoCoMo:
+the first two conversations, the others; elsewhere the first 50 questions, the others); which kinds of links there
+are was looked at on all. LoCoMo's adversarial questions have no evidence and are left out. Intervals are 95 %, from
+2,000 bootstrap samples of questions; differences are paired. At equal tokens, hits fill a budget of four characters
+per token in their order, as `recall(budget_tokens=...)` does.
 """
 
 from __future__ import annotations
@@ -185,7 +185,7 @@ def main(argv: list[str] | None = None) -> int:
         embedder = Cached(_embedder, cache / "vectors.sqlite")
         for name in args.sets:
             rows += SETS[name](Path(root), Path(folder), embedder)
-    facts = _facts(sys.argv[1:] if argv is None else argv)
+    facts = _facts(args.sets)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     old = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.exists() else []
     rows = [row for row in old if row["set"] not in args.sets] + [{**row, **facts} for row in rows]
@@ -450,7 +450,7 @@ def draw(rows: list[dict[str, Any]], out: Path) -> None:
         axes.set_title(name)
         axes.grid(alpha=0.3, axis="y")
     grid.flat[0].set_ylabel("share of the evidence within 1,000 tokens")
-    grid.flat[0].legend(fontsize=8, loc="lower left")
+    figure.legend(*grid.flat[0].get_legend_handles_labels(), loc="outside lower center", ncols=len(ways), fontsize=9)
     figure.suptitle("What is recalled at equal tokens: questions kept for judging, 95 % intervals")
     figure.savefig(out, dpi=110)
     plt.close(figure)
@@ -491,13 +491,13 @@ def _embedder() -> Any:
     return MiniLM()
 
 
-def _facts(arguments: list[str]) -> dict[str, Any]:
+def _facts(sets: Sequence[str]) -> dict[str, Any]:
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
     changed = git("status", "--porcelain", "--", "core/remnant/index", "core/remnant/memory", "benchmarks/retrieval.py")
     return {
-        "command": " ".join(["python benchmarks/run.py retrieval", *arguments]),
+        "command": " ".join(["python benchmarks/run.py retrieval --sets", *sets]),
         "embedder": "all-MiniLM-L6-v2, 384 numbers, 256 tokens at most",
         "git": git("rev-parse", "HEAD"),
         "dirty": bool(changed),
