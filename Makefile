@@ -8,6 +8,7 @@ VENV := .venv
 NEWEST := .venv-newest
 VLLM := .venv-vllm
 PIP_INSTALL := pip --disable-pip-version-check install $(if $(CI),-q --no-input)
+SPREAD := -n 2 --dist loadfile
 HF_TESTS = $(wildcard tests/plugins/test_*.py tests/contract)
 
 .PHONY: demo test test-newest test-vllm lint type bench readme wheel clean
@@ -16,16 +17,16 @@ demo: $(VENV)/.ok
 	$(VENV)/bin/remnant demo
 
 test: $(VENV)/.ok $(NEWEST)/.ok $(VLLM)/.ok
-	$(VENV)/bin/pytest
+	$(VENV)/bin/pytest $(SPREAD)
 	@$(MAKE) --no-print-directory test-newest test-vllm
 
 # The part that touches transformers, once more on its newest release.
 test-newest: $(NEWEST)/.ok
-	$(if $(HF_TESTS),$(NEWEST)/bin/python $(VENV)/bin/pytest $(HF_TESTS))
+	$(if $(HF_TESTS),$(NEWEST)/bin/python $(VENV)/bin/pytest $(SPREAD) $(HF_TESTS))
 
 # The part that runs in vLLM's engine; its import and its engines take longer than what they compute here.
 test-vllm: $(VLLM)/.ok
-	$(VLLM)/bin/python $(VENV)/bin/pytest -n 2 --dist loadfile tests/plugins/vllm
+	$(VLLM)/bin/python $(VENV)/bin/pytest $(SPREAD) tests/plugins/vllm
 
 lint: $(VENV)/.ok
 	$(VENV)/bin/ruff check .
