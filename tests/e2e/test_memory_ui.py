@@ -21,7 +21,7 @@ from remnant.memory import Memory, Record, Update
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="needs a browser: sudo apt-get install -y chromium")
 
-SCOPES = 12
+SCOPES = 16
 TENANT = "tenant=a-company-with-a-name-that-is-long-indeed"
 expect.set_options(timeout=20_000)  # ms
 COMMAND = [sys.executable, "-c", "import sys; from remnant.cli import main; sys.exit(main())", "memory", "ui"]

@@ -123,7 +123,7 @@ class Door:
         if given is not None and request.method == "GET":
             if not same(given, keys.token):
                 return _no("Wrong token. Open the address that the command printed.")
-            response = RedirectResponse(request.url.path, 303)
+            response = RedirectResponse("/", 303)
             response.set_cookie(keys.cookie, keys.session, httponly=True, samesite="strict")
             return response
         if not same(request.cookies.get(keys.cookie, ""), keys.session):
