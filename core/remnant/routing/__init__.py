@@ -1,4 +1,9 @@
-"""Whether to read the whole history, blocks of it, or what retrieval finds. Needs no torch."""
+"""Whether to read the whole history, blocks of it, or what retrieval finds. Needs no torch.
+
+`ContextRouter` decides, `assemble` puts together what was decided, `Responder` answers with it. What each mode costs
+and how much of the evidence it shows is measured by `remnant bench routing`: on single LoCoMo conversations the whole
+history holds all of it at 19,400 tokens a question, the newest ten sessions with 20 passages 80 %, passages alone 66 %.
+"""
 
 from remnant.routing.answer import Answered, Responder, read_passages
 from remnant.routing.assemble import Assembled, Unit, assemble, joined, wanted
