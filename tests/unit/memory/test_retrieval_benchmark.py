@@ -23,7 +23,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     module: Any = importlib.util.module_from_spec(spec)
     monkeypatch.setitem(sys.modules, spec.name, module)
     spec.loader.exec_module(module)
-    module._embedder = HashEmbedder
+    module._minilm = HashEmbedder
     module.SAMPLES = 50
     return module
 
