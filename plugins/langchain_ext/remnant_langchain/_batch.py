@@ -173,18 +173,18 @@ def _change(c: Context, id: str, new: Record | None, old: Record | None, now: fl
     if new is None:
         return None if gone else Forget(id)
     if old is None or gone:
-        return Add(new)
+        return Add(_judged(new))
     if old.valid_at(now):
         new = replace(new, provenance=(replace(new.provenance[0], time=_items.created(old)),))
-    new = _judged(c, new, old)
+    content = new.content if c.secrets == "keep" else redact(new.content)
+    same = (content, new.trust) == (old.content, old.trust)  # what was judged once keeps its judgement
+    new = _judged(new) if not same else replace(new, status=old.status) if old.status == "quarantined" else new
     return Update(id, {name: getattr(new, name) for name in _WRITTEN})
 
 
-def _judged(c: Context, new: Record, old: Record) -> Record:
-    """Words that were judged before keep their judgement: a put neither lifts nor renews a quarantine."""
-    content = new.content if c.secrets == "keep" else redact(new.content)
-    same = (content, new.trust) == (old.content, old.trust) and old.status in ("active", "quarantined")
-    return replace(new, status=old.status) if same and new.status == "active" else admitted(new)
+def _judged(new: Record) -> Record:
+    """Quarantined if it reads like a command, whether search may find it or not."""
+    return new if admitted(replace(new, status="active")).status == "active" else replace(new, status="quarantined")
 
 
 def _refresh(c: Context, records: Sequence[Record], now: float) -> Steps[None]:

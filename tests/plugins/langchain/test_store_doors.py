@@ -1,6 +1,7 @@
 """A store beside the other doors: time to live, forgetting, tenants, meaning, the event loop, a real agent."""
 
 import asyncio
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from langchain_core.messages import AIMessage
 from langchain_core.tools import tool
 from langgraph.store.base import GetOp, PutOp, SearchOp
 
-from remnant.memory import HashEmbedder, Memory, Record
+from remnant.memory import Episode, HashEmbedder, Memory, Record
 from remnant_langchain import MemoryRetriever, MemoryStore, RoutedRetriever
 
 
@@ -313,9 +314,14 @@ def test_a_store_does_not_touch_what_an_agent_left_open(path: Path) -> None:
         episode = agent.open_episode("a task")
         agent.observe(episode.id, {"role": "user", "content": "hello"})
         agent.close_episode(episode.id, "success")
+        left = Episode("left", "a", "a task of a process that is gone")
+        agent.store.open_episode(left, f"{socket.gethostname()}:999999999:1")
         with MemoryStore(path, scope="a") as store:
             store.put(("n",), "k", {"v": 1})
             assert store.memory.stats()["pending"] == 1
+            assert agent.store.abandoned("a") == ["left"]
+        assert MemoryRetriever(path, scope="a").invoke("task") == []
+        assert agent.store.abandoned("a") == ["left"]
 
 
 LABEL = st.sampled_from(["a", "b", "a/b", "%2F", "tenant-b", "*", "__", "x=y"])
