@@ -115,8 +115,8 @@ def _cleaned(c: Context, record: Record, old: Record | None, verified: bool) -> 
             payload=redact_data(record.payload),
         )
     words = (record.content, record.trigger, record.kind, record.trust)
-    known = old is not None and old.status != "deleted"
-    if known and words == (old.content, old.trigger, old.kind, old.trust):
+    known = old if old is not None and old.status != "deleted" else None
+    if known is not None and words == (known.content, known.trigger, known.kind, known.trust):
         return record
     return admitted(record, verified=verified)
 

@@ -39,7 +39,7 @@ def test_a_small_place_is_found_in_a_large_scope(make: Callable[..., Memory]) ->
     memory = make(embedder=HashEmbedder(64))
     memory.add([Record(f"tea number {i} with milk", place="crowd") for i in range(1500)])
     memory.add([Record("tea without milk", place="ann"), Record("nothing of it", place="ann")])
-    assert [hit.text for hit in memory.recall("teas with milk", place="ann")][0] == "tea without milk"
+    assert memory.recall("teas with milk", place="ann")[0].text == "tea without milk"
     assert len(memory.recall("tea", k=5, place="crowd")) == 5
 
 
