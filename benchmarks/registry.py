@@ -26,6 +26,9 @@ BENCHMARKS = (
     Benchmark("quality", "policies x tasks x budgets on the testbed", ("tests/unit/testbed/test_tasks.py",)),
     Benchmark("speed", "time and memory against the stock cache and kvpress", ("tests/plugins/test_cache.py",)),
     Benchmark("memory", "add to agent memory and recall from it, by size", ("tests/unit/index/test_word_search.py",)),
+    Benchmark(
+        "agent_peers", "agent memory against mem0, langmem and LangGraph's stores", ("tests/unit/memory/test_peers.py",)
+    ),
     Benchmark("agents", "success of an agent that learns, by strategy", ("tests/unit/testbed/test_agents.py",)),
     Benchmark(
         "retrieval", "evidence recall on labelled questions, plain and widened", ("tests/unit/memory/test_widen.py",)

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 
-@dataclass(frozen=True)
-class Scored:
+class Scored(NamedTuple):
     """An id with its mixed score and what it was mixed from."""
 
     id: str
@@ -34,7 +33,15 @@ def mix(cosine: Mapping[str, float], bm25: Mapping[str, float], weight: float, l
     top, span = max(bm25.values(), default=0.0) or 1.0, (high - low) or 1.0
     mixed: list[Scored] = []
     for id in cosine.keys() | bm25.keys():
-        dense, words = (cosine.get(id, low) - low) / span, bm25.get(id, 0.0) / top
-        score = weight * dense + (1 - weight) * words
-        mixed.append(Scored(id, score, {"dense": dense, "words": words} if cosine else {"words": words}))
-    return sorted(mixed, key=lambda item: (-item.score, item.id))
+        words = bm25.get(id, 0.0) / top
+        if cosine:
+            dense = (cosine.get(id, low) - low) / span
+            mixed.append(Scored(id, weight * dense + (1 - weight) * words, {"dense": dense, "words": words}))
+        else:
+            mixed.append(Scored(id, (1 - weight) * words, {"words": words}))
+    mixed.sort(key=_best_first)
+    return mixed
+
+
+def _best_first(scored: Scored) -> tuple[float, str]:
+    return -scored[1], scored[0]

@@ -8,20 +8,19 @@ Source: Robertson and Zaragoza 2009, with the constants of FTS5 and its inverse 
 
 from __future__ import annotations
 
-import heapq
 import math
+import sys
 from array import array
 from bisect import bisect_left
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 from remnant.index.words import K1, B
 
-MANY = 5000
-"""Documents and postings of one ranking from which numpy is worth its import."""
+MANY, MORE = 500, 5000
+"""Postings of one ranking from which numpy is faster, and from which it is worth its import."""
 
 
 Scored = tuple[int, float]
@@ -46,7 +45,10 @@ class Postings:
         Example: Postings.of([3, 3, 8]).counts -> array("H", [2, 1])
         """
         counted = Counter(occurrences)
-        return cls(array("I", counted), array("H", (min(count, 65535) for count in counted.values())))
+        try:
+            return cls(array("I", counted), array("H", counted.values()))
+        except OverflowError:
+            return cls(array("I", counted), array("H", [min(count, 65535) for count in counted.values()]))
 
     @property
     def nbytes(self) -> int:
@@ -129,13 +131,13 @@ def ranked(part: Part, words: Mapping[str, Postings], limit: int, fresh: Fresh =
     if not part.lengths or not words or limit < 1:
         return []
     formula = _Formula(part, words, fresh)
-    np = _numpy() if len(part.lengths) + sum(len(found.docs) for found in words.values()) > MANY else None
+    np = _numpy(sum(len(found.docs) for found in words.values()))
     scores = _by_python(formula, words) if np is None else _by_numpy(np, formula, words, limit)
     for number, counts in fresh.counts.items():
         held = [(word, counts[word]) for word in words if word in counts]
         if held:
             scores[number] = sum(formula.score(word, count, part.lengths[number]) for word, count in held)
-    return heapq.nsmallest(limit, scores.items(), key=_best_first)
+    return sorted(scores.items(), key=_best_first)[:limit]
 
 
 class _Formula:
@@ -211,8 +213,10 @@ def _best_first(scored: Scored) -> tuple[float, int]:
     return -scored[1], scored[0]
 
 
-@cache
-def _numpy() -> Any:
+def _numpy(postings: int) -> Any:
+    """numpy, where it is worth using."""
+    if postings <= (MANY if "numpy" in sys.modules else MORE):
+        return None
     try:
         import numpy
     except ImportError:

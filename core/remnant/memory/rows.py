@@ -10,9 +10,11 @@ from typing import Any
 
 from remnant.memory.episode import Episode
 from remnant.memory.owner import alive
-from remnant.memory.record import KEPT, Record
+from remnant.memory.record import Record
 
 _HALF = re.compile(r"[\ud800-\udfff]")
+
+_COUNTERS = ("retrieved", "used", "helped", "harmed", "last_used")
 
 Row = Sequence[Any]
 
@@ -36,10 +38,9 @@ def version_of(data: str) -> Record:
 
 def record_of(scope: str, row: Row) -> Record:
     """A current record from (id, version, created_at, observed_at, data, its five counters)."""
-    given: dict[str, Any] = {name: value for name, value in json.loads(row[4]).items() if name not in KEPT}
+    given: dict[str, Any] = json.loads(row[4])
     given |= {"id": row[0], "scope": scope, "version": row[1], "created_at": row[2], "observed_at": row[3]}
-    names = ("retrieved", "used", "helped", "harmed", "last_used")
-    given["utility"] = {name: value or 0 for name, value in zip(names, row[5:10], strict=True)}
+    given["utility"] = dict(zip(_COUNTERS, (count or 0 for count in row[5:10]), strict=True))
     return Record.from_dict(given)
 
 

@@ -27,14 +27,12 @@ MOST_FRESH = 1000
 """Changed documents that are counted one by one."""
 
 _STAMP = "SELECT (SELECT coalesce(sum(epoch), 0) FROM epochs), (SELECT coalesce(max(number), 0) FROM changes)"
-_CHANGED = """SELECT DISTINCT r.number, r.scope, r.place, r.status, r.tenant, r.words FROM changes c
+_CHANGED = """SELECT DISTINCT r.number, r.id, r.scope, r.place, r.status, r.tenant, r.words FROM changes c
               JOIN versions v ON v.scope = c.scope AND v.change = c.number
               JOIN records r ON r.scope = v.scope AND r.id = v.id WHERE c.number > ? LIMIT ?"""
-_LENGTHS = """SELECT r.number, d.sz FROM records r JOIN word_index_docsize d ON d.id = r.number
+_LENGTHS = """SELECT r.number, r.id, d.sz FROM records r JOIN word_index_docsize d ON d.id = r.number
               WHERE r.scope = ?1 AND r.status = 'active'
               AND (?2 = '' OR (r.place <> '' AND (r.place = ?2 OR (r.place > ?2 || '/' AND r.place < ?2 || '0'))))"""
-_NAMES = "SELECT number, id FROM records WHERE +scope = ? AND number IN "
-"""By number: the plus keeps SQLite from walking through the whole scope."""
 
 Row = tuple[str, float]
 
@@ -43,6 +41,7 @@ Row = tuple[str, float]
 class _Document:
     """A document that changed, as it is now; without counts it is gone."""
 
+    id: str
     scope: str
     place: str
     counts: Counter[str] | None
@@ -51,6 +50,18 @@ class _Document:
     def lies_in(self, scope: str, place: str) -> bool:
         inside = not place or self.place == place or self.place.startswith(f"{place}/")
         return self.counts is not None and self.scope == scope and inside
+
+
+class _Part(Part):
+    """The documents of a scope, or of a place in it, with their ids."""
+
+    def __init__(self, rows: Sequence[tuple[int, str, bytes]]) -> None:
+        super().__init__({number: _length(sizes) for number, _, sizes in rows})
+        self.ids = {number: id for number, id, _ in rows}
+
+    @property
+    def nbytes(self) -> int:
+        return super().nbytes + 150 * len(self.ids)
 
 
 class WordSearch:
@@ -66,7 +77,7 @@ class WordSearch:
         self._tokens: Tokens | None = None
         self._stamp = (-1, -1)
         self._postings: ByteCache[str, Postings] = ByteCache(most_bytes)
-        self._parts: ByteCache[tuple[str, str], Part] = ByteCache(most_bytes)
+        self._parts: ByteCache[tuple[str, str], _Part] = ByteCache(most_bytes)
         self._fresh: dict[int, _Document] = {}
 
     def found(self, c: sqlite3.Connection, scope: str, terms: Sequence[str], limit: int, place: str = "") -> list[Row]:
@@ -87,7 +98,8 @@ class WordSearch:
             words = {word: self._of(c, word) for word in self._tokens.of(terms)}
             inside = {n: d.counts for n, d in self._fresh.items() if d.counts is not None and d.lies_in(scope, place)}
             best = ranked(part, words, limit, Fresh(self._fresh, inside))
-        return _named(c, scope, best)
+            rows = [(part.ids[number], score) for number, score in best]
+        return sorted(rows, key=lambda row: (-row[1], row[0]))
 
     def close(self) -> None:
         """Let go of everything."""
@@ -110,9 +122,9 @@ class WordSearch:
             self._clear(stamp)
             return
         counted = tokens.count([words if status == "active" else "" for *_, status, _, words in rows])
-        for (number, scope, place, status, tenant, _), counts in zip(rows, counted, strict=True):
+        for (number, id, scope, place, status, tenant, _), counts in zip(rows, counted, strict=True):
             length = sum(counts.values()) + tenant.count(" ") + 1
-            self._set(number, _Document(scope, place, counts if status == "active" else None, length))
+            self._set(number, _Document(id, scope, place, counts if status == "active" else None, length))
         self._stamp = stamp
         if len(self._fresh) > MOST_FRESH:
             self._fresh.clear()
@@ -125,6 +137,7 @@ class WordSearch:
         for (scope, place), part in self._parts:
             if document.lies_in(scope, place) or number in part.lengths:
                 part.set(number, document.length if document.lies_in(scope, place) else None)
+                part.ids[number] = document.id
 
     def _clear(self, stamp: tuple[int, int]) -> None:
         self._postings.clear()
@@ -132,10 +145,10 @@ class WordSearch:
         self._fresh.clear()
         self._stamp = stamp
 
-    def _part(self, c: sqlite3.Connection, scope: str, place: str) -> Part:
+    def _part(self, c: sqlite3.Connection, scope: str, place: str) -> _Part:
         held = self._parts.get((scope, place))
         if held is None:
-            held = Part({number: _length(sizes) for number, sizes in c.execute(_LENGTHS, (scope, place)).fetchall()})
+            held = _Part(c.execute(_LENGTHS, (scope, place)).fetchall())
         return self._parts.put((scope, place), held)
 
     def _of(self, c: sqlite3.Connection, word: str) -> Postings:
@@ -160,13 +173,3 @@ def _length(sizes: bytes) -> int:
         if byte < 128:
             total, number = total + number, 0
     return total
-
-
-def _named(c: sqlite3.Connection, scope: str, best: Sequence[tuple[int, float]]) -> list[Row]:
-    """With ids instead of numbers; of this scope, whatever was ranked."""
-    ids: dict[int, str] = {}
-    for start in range(0, len(best), 500):
-        numbers = [number for number, _ in best[start : start + 500]]
-        ids.update(c.execute(f"{_NAMES}({', '.join('?' * len(numbers))})", (scope, *numbers)).fetchall())
-    rows = [(ids[number], score) for number, score in best if number in ids]
-    return sorted(rows, key=lambda row: (-row[1], row[0]))
