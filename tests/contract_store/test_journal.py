@@ -135,7 +135,7 @@ def test_a_lost_lease(backend: Any, write: Callable[..., Any]):
     assert store.jobs(A) == [("e1", "done", 0, "")]
 
 
-@pytest.mark.parametrize(("holder", "later"), [(GONE, 0.0), ("another-machine:1:1", -10_000.0)])
+@pytest.mark.parametrize(("holder", "later"), [(GONE, 0.0), ("another-machine:1:1", -10_000.0)], ids=["gone", "jumped"])
 def test_a_lease_ends_with_its_process_or_when_the_clock_jumped(backend: Any, holder: str, later: float):
     now = [10_000.0]
     store = backend.store(clock=lambda: now[0])
