@@ -55,7 +55,8 @@ class DenseScan:
             return Found({}, {}, 0.0, 0.0)
         scores = self._rows.matrix @ numpy().frombuffer(query, dtype="<f4")
         rows = self._rows.row
-        of = {id: float(scores[rows[id]]) for id in also if id in rows}
+        asked = [id for id in also if id in rows]
+        of = dict(zip(asked, scores[[rows[id] for id in asked]].tolist(), strict=True)) if asked else {}
         best = {self._rows.ids[row]: score for row, score in top(scores, k)}
         return Found(dict(closest(best)), of, float(scores.min()), float(scores.max()), len(self._rows))
 
