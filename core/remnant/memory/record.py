@@ -234,6 +234,10 @@ def estimate_tokens(text: str) -> int:
     return (len(text.encode("utf-8", "surrogatepass")) + 3) // 4
 
 
+DEFAULT_SCOPE = "default"
+"""The scope that a host's plugin takes where nobody named one: a file of one's own. The core itself wants a name."""
+
+
 def check_scope(scope: str | Mapping[str, str] | None) -> str:
     """The scope as one string; a mapping becomes `agent=a/tenant=t`, sorted by name.
 

@@ -12,15 +12,12 @@ from langgraph.config import get_config
 from langgraph.runtime import Runtime
 
 from remnant.errors import ConfigError, unknown
-from remnant.memory.record import check_scope
+from remnant.memory.record import DEFAULT_SCOPE, check_scope
 
 Scope = str | Mapping[str, str]
 
 _SAVER = "__pregel_checkpointer"
 """Where LangGraph says which checkpointer a run has; a release that does not say it counts as having one."""
-
-DEFAULT_SCOPE = "default"
-"""Whose memory it is where nobody says so and `multi_tenant` is off."""
 
 
 @dataclass(frozen=True)

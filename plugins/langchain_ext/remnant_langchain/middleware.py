@@ -23,10 +23,11 @@ from typing_extensions import NotRequired
 from remnant.errors import ConfigError, unknown
 from remnant.memory.llm import ChatModel, Embedder
 from remnant.memory.memory import Memory
+from remnant.memory.record import DEFAULT_SCOPE
 from remnant.memory.strategy import Strategy
 from remnant.memory.verdict import Judge, judge, manual, rules
 from remnant_langchain._door import Door, Settings
-from remnant_langchain._options import DEFAULT_SCOPE, Scope, check_count, options_of, run_options
+from remnant_langchain._options import Scope, check_count, options_of, run_options
 from remnant_langchain._prompt import Position
 from remnant_langchain._steps import fault_step, model_steps
 from remnant_langchain.models import AgentModel, as_embedder, as_llm

@@ -15,8 +15,7 @@ from langchain_core.retrievers import BaseRetriever
 from pydantic import Field, PrivateAttr, field_validator
 
 from remnant.memory.memory import Memory
-from remnant.memory.record import Hit, Record
-from remnant_langchain._options import DEFAULT_SCOPE
+from remnant.memory.record import DEFAULT_SCOPE, Hit, Record
 from remnant_langchain.models import as_embedder
 
 

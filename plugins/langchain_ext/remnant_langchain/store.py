@@ -14,11 +14,10 @@ from remnant.memory.context import Steps, adrive, drive
 from remnant.memory.errors import StoreError
 from remnant.memory.llm import Embedder
 from remnant.memory.memory import Memory
-from remnant.memory.record import TRUSTS, Trust
+from remnant.memory.record import DEFAULT_SCOPE, TRUSTS, Trust
 from remnant.memory.store import Receipt
 from remnant_langchain import _items
 from remnant_langchain._batch import PART, batch_steps, checked
-from remnant_langchain._options import DEFAULT_SCOPE
 from remnant_langchain.models import LangChainEmbedder
 
 

@@ -10,6 +10,7 @@ from llama_index.core.base.embeddings.base import BaseEmbedding
 from llama_index.core.base.llms.base import BaseLLM
 
 from remnant.memory import ChatModel, Embedder, Memory, Strategy
+from remnant.memory.record import DEFAULT_SCOPE
 from remnant_llamaindex.models import AgentModel, LlamaChatModel, LlamaEmbedder
 
 Llm = BaseLLM | ChatModel | Literal[False] | None
@@ -24,8 +25,9 @@ def open_memory(
     embedder: BaseEmbedding | Embedder | None,
     **settings: Any,
 ) -> Memory:
-    """`Memory.open`, where a model of LlamaIndex will do."""
+    """`Memory.open`, where a model of LlamaIndex will do, and a file of one's own needs no scope."""
     chat: Any = AgentModel() if llm is None else None if llm is False else llm
     chat = LlamaChatModel(chat) if isinstance(chat, BaseLLM) else chat
     vectors = LlamaEmbedder(embedder) if isinstance(embedder, BaseEmbedding) else embedder
-    return Memory.open(path_or_url, strategy, scope=scope, llm=chat, embedder=vectors, **settings)
+    whose = DEFAULT_SCOPE if scope is None else scope
+    return Memory.open(path_or_url, strategy, scope=whose, llm=chat, embedder=vectors, **settings)

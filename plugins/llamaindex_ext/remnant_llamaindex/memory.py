@@ -100,7 +100,8 @@ class RemnantMemory(LlamaMemory):
         Args:
             path_or_url: see `remnant.memory.Memory.open`, as for `strategy` and `scope`.
             strategy: how it learns.
-            scope: whose memory; nothing is readable or writable outside it.
+            scope: whose memory; nothing is readable or writable outside it. Left out, it is `default`, as in
+                LangChain: name one per tenant and user where there are several.
             llm: the model that distils, of LlamaIndex or of the core. None takes `Settings.llm` once it is set, or the
                 model of the first tracked agent; distillation waits for it. With False a strategy does what it can
                 without one.
@@ -119,7 +120,7 @@ class RemnantMemory(LlamaMemory):
                 `remnant.memory.Memory.open` (`write`, `secrets`, `weight`, ...).
 
         Raises:
-            ConfigError: no scope, an unknown strategy or option.
+            ConfigError: an empty scope, an unknown strategy or option.
             StoreError: the file cannot be opened or is not ours.
         """
         of_core = {name: value for name, value in options.items() if name not in _OF_LLAMA}

@@ -368,11 +368,15 @@ def test_memory_wants_one_block_that_remembers(stage: Any):
 
 
 @pytest.mark.parametrize(
-    ("given", "message"), [({"scope": None}, "scope"), ({"strategy": "tm"}, "tim"), ({"tokens": 3}, "setting")]
+    ("given", "message"), [({"scope": " "}, "scope"), ({"strategy": "tm"}, "tim"), ({"tokens": 3}, "setting")]
 )
 def test_wrong_options_are_refused_by_name(stage: Any, given: dict[str, Any], message: str):
     with pytest.raises(ConfigError, match=message):
         stage.open(**given)
+
+
+def test_a_file_of_ones_own_needs_no_scope(stage: Any):
+    assert stage.open(scope=None).core.scope == "default"
 
 
 def test_opening_makes_no_model_of_a_vendor(stage: Any, monkeypatch: pytest.MonkeyPatch):
