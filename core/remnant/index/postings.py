@@ -50,6 +50,20 @@ class Postings:
         except OverflowError:
             return cls(array("I", counted), array("H", [min(count, 65535) for count in counted.values()]))
 
+    @classmethod
+    def read(cls, text: str) -> Postings:
+        """From the document of each occurrence as decimal numbers with commas between, ascending.
+
+        Example: Postings.read("3,3,8").docs -> array("I", [3, 8])
+        """
+        np = _numpy(len(text) // 6)
+        if np is None:
+            return cls.of(map(int, text.split(",")) if text else ())
+        docs = np.fromstring(text, dtype=np.uint32, sep=",")
+        first = np.flatnonzero(np.diff(docs, prepend=docs[:1] - 1))
+        counts = np.minimum(np.diff(first, append=len(docs)), 65535).astype(np.uint16)
+        return cls(array("I", docs[first].tobytes()), array("H", counts.tobytes()))
+
     @property
     def nbytes(self) -> int:
         """Bytes in memory, about."""

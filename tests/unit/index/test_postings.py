@@ -65,7 +65,19 @@ def test_ties_for_the_last_place_go_to_the_lowest_number(many):
     assert ranked(part, {"a": postings}, 0) == ranked(part, {}, 3) == ranked(Part({}), {"a": postings}, 3) == []
 
 
-def test_postings_count_occurrences():
+@given(st.lists(st.integers(0, 2**32 - 1), max_size=40).map(sorted))
+def test_postings_are_read_alike_with_and_without_numpy(numbers):
+    text = ",".join(map(str, numbers))
+    for threshold in (-1, 10**9):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(module, "MANY", threshold)
+            patch.setattr(module, "MORE", threshold)
+            read = Postings.read(text)
+        assert (read.docs, read.counts) == (Postings.of(numbers).docs, Postings.of(numbers).counts)
+
+
+def test_postings_count_occurrences(many):
+    assert list(Postings.read(",".join(["5"] * 70_000)).counts) == [65_535]
     held = Postings.of([3, 3, 8, *[9] * 70_000])
     assert (list(held.docs), list(held.counts), held.nbytes > 0) == ([3, 8, 9], [2, 1, 65_535], True)
 

@@ -157,7 +157,7 @@ class WordSearch:
         if held is None:
             sql = "SELECT group_concat(doc) FROM temp.word_occurrences WHERE term = ?"
             text: str | None = c.execute(sql, (word,)).fetchone()[0]
-            held = self._postings.put(word, Postings.of(map(int, text.split(","))) if text else Postings.of(()))
+            held = self._postings.put(word, Postings.read(text or ""))
         return held
 
 
