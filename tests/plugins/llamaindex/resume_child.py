@@ -44,6 +44,11 @@ def open_memory(folder: str) -> RemnantMemory:
     return RemnantMemory.open(path, "facts", scope="tenant-a", llm=False, **options)
 
 
+def steps(memory: RemnantMemory) -> Sequence[Any]:
+    episode = memory.core.store.episode("tenant-a", memory.episode)
+    return episode.steps if episode else ()
+
+
 async def main(folder: str) -> None:
     memory, agent = open_memory(folder), make_agent()
     context = Context(agent)
@@ -51,7 +56,8 @@ async def main(folder: str) -> None:
     async for event in run.stream_events():
         if isinstance(event, InputRequiredEvent):
             break
-    await asyncio.sleep(0.3)  # the last step is on its way to the disk
+    while len(steps(memory)) < 2:  # the wish for the tool is on its way to the disk
+        await asyncio.sleep(0.01)
     data = context.to_dict(serializer=JsonSerializer())
     with open(f"{folder}/context.json", "w") as file:
         json.dump(data, file)

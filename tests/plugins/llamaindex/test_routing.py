@@ -106,8 +106,15 @@ def test_selector_goes_by_place_too():
 
 
 def test_selector_takes_the_best_that_is_offered_and_says_so():
-    found = RoutedSelector(history(3), modes=["rag", "block_extract"]).select(["a", "b"], "Where do I live?")
-    assert "not among the choices" in found.reason
+    modes = ["rag", "block_extract"]
+    for offered in (modes, modes[::-1]):
+        selector = RoutedSelector(history(60), modes=offered)
+        found = selector.select(["a", "b"], "What should I plan for the weekend?")
+        assert "not among the choices" in found.reason
+        assert selector.last is not None
+        chance = {option.mode.value: option.p_answerable for option in selector.last.considered}
+        assert chance["rag"] != chance["block_extract"]
+        assert chance[offered[found.ind]] == max(chance[mode] for mode in modes)
     found = RoutedSelector(history(0), modes=["full", "rag"]).select(["a", "b"], "Where do I live?")
     assert found.ind == 0
     assert "no history" in found.reason
