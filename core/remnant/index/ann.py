@@ -54,6 +54,7 @@ class AnnIndex:
         self.dim, self._most = dim, most_beside
         self._lock = threading.RLock()
         self._building: threading.Thread | None = None
+        self._latest: threading.Thread | None = None
         self._closed = False
         self._begin()
 
@@ -118,8 +119,10 @@ class AnnIndex:
         return Found(dict(best), of, min(known, default=0.0), max(known, default=0.0), near.seen + len(held))
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the thread that works on the graph (seconds); whether it is done."""
-        thread = self._building
+        """Wait for the thread that works on the graph, and for what it calls once it is built (seconds)."""
+        thread = self._latest
+        if thread is threading.current_thread():
+            return True
         if thread is not None:
             thread.join(timeout)
         return thread is None or not thread.is_alive()
@@ -181,7 +184,7 @@ class AnnIndex:
         if self._building is None and not self._closed and len(self._beside) > self._most:
             self._put.clear()
             rows = self._beside.rows()
-            self._building = threading.Thread(
+            self._building = self._latest = threading.Thread(
                 target=self._build, args=(rows, self._round), name="remnant-ann", daemon=True
             )
             self._building.start()

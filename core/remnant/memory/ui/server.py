@@ -175,12 +175,16 @@ def serve(
 
 @contextmanager
 def _terminated_like_interrupted() -> Generator[None, None, None]:
-    """Let SIGTERM unwind the stack as Ctrl-C does, so that what the caller has open is closed."""
+    """Let SIGTERM, and Ctrl-C where a shell in the background made it ignored, unwind the stack.
+
+    So what the caller has open is closed, also before the server has handlers of its own.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    before = {number: signal.signal(number, signal.default_int_handler) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
