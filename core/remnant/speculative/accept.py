@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from remnant.errors import ConfigError, ShapeError
+from remnant.speculative._lists import floats, ints
 
 if TYPE_CHECKING:
     from remnant.speculative.tree import Tree
@@ -184,7 +185,7 @@ def walk_tree(tree: Tree, p_at: Callable[[int], Tensor], mode: Mode, u: Tensor) 
         u: `[n]` uniforms; see `accept_tree`.
     """
     _check_walk(tree, mode, u)
-    ids, chances = tree.ids.tolist(), u.tolist()
+    ids, chances = ints(tree.ids), floats(u)
     kin = tree.family()
     node, path = 0, list[int]()
     left = _whole(p_at(0))
@@ -254,7 +255,7 @@ def _normalised(rest: Tensor, fallback: Tensor) -> Tensor:
 def _listed(p: Tensor, tokens: list[int], bars: list[float]) -> tuple[int | None, Tensor]:
     """Try listed children: only their own mass is needed, so the vocabulary is touched once."""
     at = torch.tensor(tokens, device=p.device)
-    *masses, rest = torch.cat([p[at], p.sum(-1, keepdim=True)]).tolist()
+    *masses, rest = floats(torch.cat([p[at], p.sum(-1, keepdim=True)]))
     seen = set[int]()
     for place, (token, mass, bar) in enumerate(zip(tokens, masses, bars, strict=True)):
         mass = 0.0 if token in seen else mass
@@ -309,9 +310,9 @@ def _check_values(ids: Tensor, p: Tensor, lengths: Tensor) -> None:
     off = read & ~((p.sum(-1) - 1).abs() < _SLACK)
     outside = ((ids < 0) | (ids >= p.shape[2])).any()
     long = ((lengths < 0) | (lengths > ids.shape[1])).any()
-    wrong = torch.stack([off.any(), outside, long]).tolist()
+    wrong = ints(torch.stack([off.any(), outside, long]))
     if wrong[2]:
-        raise ShapeError(f"draft lengths {lengths.tolist()}", accepted=f"0 to {ids.shape[1]}")
+        raise ShapeError(f"draft lengths {ints(lengths)}", accepted=f"0 to {ids.shape[1]}")
     if wrong[1]:
         raise ShapeError("a drafted token outside the vocabulary", accepted=f"0 to {p.shape[2] - 1}")
     if wrong[0]:

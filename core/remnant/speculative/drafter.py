@@ -18,6 +18,7 @@ from remnant.plugins import collect
 from remnant.registry import Registry
 
 if TYPE_CHECKING:
+    from remnant.speculative.accept import Mode
     from remnant.speculative.tree import Tree
 
 __all__ = ["Draft", "Drafter", "Sampler", "drafter_registry", "get_drafter", "list_drafters"]
@@ -33,14 +34,19 @@ class Draft:
         q: `[n, V]` float32, the distribution each token was drawn from, after temperature and filters; None says that
             the guess is deterministic (nothing was drawn).
         tree: the tree, for hosts that verify trees; None is a chain.
+        mode: how the tree's children were found, as `accept_tree` takes it.
+        logits: `[n + 1, V]`, the drafter's own logits before each token of a chain and after the last, before any
+            filter; for hosts that mix them into the target's. None: not kept.
 
     Raises:
-        ShapeError: `ids` is not one-dimensional int64, or `q` does not fit it.
+        ShapeError: `ids` is not one-dimensional int64, or `q` or `logits` does not fit it.
     """
 
     ids: Tensor
     q: Tensor | None = None
     tree: Tree | None = None
+    mode: Mode = "det"
+    logits: Tensor | None = None
 
     def __post_init__(self) -> None:
         """Check the shapes, which no host checks again."""
@@ -48,6 +54,8 @@ class Draft:
             raise ShapeError(f"draft ids of {self.ids.dtype} {tuple(self.ids.shape)}", accepted="int64 [n]")
         if self.q is not None and (self.q.dim() != 2 or self.q.shape[0] != self.ids.shape[0]):
             raise ShapeError(f"draft distributions of {tuple(self.q.shape)}", accepted=f"[{self.ids.shape[0]}, V]")
+        if self.logits is not None and (self.logits.dim() != 2 or self.logits.shape[0] != self.ids.shape[0] + 1):
+            raise ShapeError(f"draft logits of {tuple(self.logits.shape)}", accepted=f"[{self.ids.shape[0] + 1}, V]")
 
     def __len__(self) -> int:
         """How many tokens are guessed."""
@@ -57,7 +65,10 @@ class Draft:
         """The first n tokens of a chain; a tree is cut by its own `prune`."""
         if self.tree is not None and n < len(self):
             raise ConfigError("a tree cannot be cut by length", do="use tree.prune")
-        return self if n >= len(self) else Draft(self.ids[:n], None if self.q is None else self.q[:n])
+        if n >= len(self):
+            return self
+        q, logits = None if self.q is None else self.q[:n], None if self.logits is None else self.logits[: n + 1]
+        return Draft(self.ids[:n], q, logits=logits)
 
 
 @runtime_checkable
@@ -110,7 +121,7 @@ class Drafter(Protocol):
         ...
 
     def observe(self, emitted: Sequence[Tensor]) -> None:
-        """Learn, per row `[n]` int64, what was really emitted since `propose`; what was guessed otherwise is dropped."""
+        """Learn, per row `[n]` int64, what was really emitted since `propose`; other guesses are dropped."""
         ...
 
     def rollback(self, counts: Sequence[int]) -> None:

@@ -9,6 +9,9 @@ from remnant.errors import ConfigError
 
 __all__ = ["SpecStats", "block_efficiency", "mbsu", "speedup"]
 
+_FORGET = 0.05
+"""Weight of the newest block in `SpecStats.recent`, once twenty were seen."""
+
 
 @dataclass
 class SpecStats:
@@ -18,9 +21,12 @@ class SpecStats:
         passes: passes of the target that verified a block (the prompt's own pass is not one), times the rows in them.
         proposed: drafted tokens that were verified.
         accepted: drafted tokens that were accepted.
-        emitted: tokens that the run gave back, corrections and bonus tokens included.
+        emitted: tokens that those passes gave, corrections and bonus tokens included. The first token of a run, which
+            the prompt's own pass gives, is not among them.
         by_position: accepted tokens per place in the draft, place 0 first.
         proposed_by_position: verified tokens per place in the draft.
+        reached: blocks per place in which every place before was accepted and a token stood at this one.
+        recent: per place, how often such a token was accepted: the mean at first, then an average that forgets.
         target_bytes: bytes that one step of the target reads; 0 when not known.
         draft_bytes: bytes that one step of the drafter reads; 0 for a drafter without weights.
         draft_seconds: time spent in the drafter.
@@ -34,32 +40,40 @@ class SpecStats:
     emitted: int = 0
     by_position: list[int] = field(default_factory=list[int])
     proposed_by_position: list[int] = field(default_factory=list[int])
+    reached: list[int] = field(default_factory=list[int])
+    recent: list[float] = field(default_factory=list[float])
     target_bytes: int = 0
     draft_bytes: int = 0
     draft_seconds: float = 0.0
     target_seconds: float = 0.0
     peak_bytes: int = 0
 
-    def block(self, proposed: int, accepted: int, emitted: int) -> None:
+    def block(self, proposed: int, accepted: int, emitted: int, depth: int | None = None) -> None:
         """Count one row of one verifying pass.
 
         Args:
-            proposed: drafted tokens of the row (of a tree: its depth counts by place, its nodes here).
+            proposed: drafted tokens of the row; of a tree its nodes without the root.
             accepted: how many of them were accepted.
             emitted: tokens appended to the row.
+            depth: places in the draft: of a tree its depth; None is a chain, with as many places as tokens.
         """
-        if not 0 <= accepted <= proposed or emitted < 0:
+        places = proposed if depth is None else depth
+        if not 0 <= accepted <= places <= proposed or emitted < 0:
             raise ConfigError(f"{accepted} of {proposed} accepted, {emitted} emitted", accepted="counts that fit")
         self.passes += 1
         self.proposed += proposed
         self.accepted += accepted
         self.emitted += emitted
-        short = proposed - len(self.by_position)
-        self.by_position += [0] * short
-        self.proposed_by_position += [0] * short
-        for place in range(proposed):
+        short = places - len(self.by_position)
+        for counts in (self.by_position, self.proposed_by_position, self.reached):
+            counts += [0] * short
+        self.recent += [0.0] * short
+        for place in range(places):
             self.proposed_by_position[place] += 1
             self.by_position[place] += place < accepted
+        for place in range(min(accepted + 1, places)):
+            self.reached[place] += 1
+            self.recent[place] += max(_FORGET, 1 / self.reached[place]) * ((place < accepted) - self.recent[place])
 
     @property
     def acceptance(self) -> float:

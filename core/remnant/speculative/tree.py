@@ -10,6 +10,7 @@ from torch import Tensor
 
 from remnant.errors import ConfigError, ShapeError
 from remnant.kv.select import top_mask
+from remnant.speculative._lists import ints
 
 __all__ = ["Tree"]
 
@@ -52,7 +53,7 @@ class Tree:
             raise ShapeError(f"q_node of {tuple(self.q_node.shape)}", accepted=f"[{n}]")
         if self.q_full is not None and (self.q_full.dim() != 2 or self.q_full.shape[0] != n):
             raise ShapeError(f"q_full of {tuple(self.q_full.shape)}", accepted=f"[{n}, V]")
-        self._check_order(self.parent.tolist(), self.depth.tolist())
+        self._check_order(ints(self.parent), ints(self.depth))
 
     @staticmethod
     def _check_order(parent: list[int], depth: list[int]) -> None:
@@ -72,7 +73,7 @@ class Tree:
     def of(cls, ids: Tensor, parent: Tensor, q_node: Tensor | None = None, q_full: Tensor | None = None) -> Tree:
         """A tree whose depths follow from its parents; arguments as in the class."""
         depth = list[int]()
-        for node, above in enumerate(parent.tolist()):
+        for node, above in enumerate(ints(parent)):
             depth.append(depth[above] + 1 if 0 <= above < node else 0)
         return cls(ids, parent, torch.tensor(depth, dtype=torch.int32, device=ids.device), q_node, q_full)
 
@@ -139,7 +140,7 @@ class Tree:
     def family(self) -> list[list[int]]:
         """The children of every node, in the order in which they are tried."""
         kin: list[list[int]] = [[] for _ in range(len(self))]
-        for node, above in enumerate(self.parent.tolist()):
+        for node, above in enumerate(ints(self.parent)):
             if above >= 0:
                 kin[above].append(node)
         return kin
@@ -150,7 +151,7 @@ class Tree:
 
     def path(self, i: int) -> list[int]:
         """Nodes from the root to node i, both among them."""
-        parent = self.parent.tolist()
+        parent = ints(self.parent)
         nodes = [i]
         while parent[nodes[-1]] >= 0:
             nodes.append(parent[nodes[-1]])

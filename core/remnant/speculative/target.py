@@ -1,0 +1,70 @@
+"""What the engine asks of a model with a cache, and a drafter of its stepper: the same five verbs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+from torch import Tensor
+
+__all__ = ["Target"]
+
+
+@runtime_checkable
+class Target(Protocol):
+    """A causal language model over B rows with a cache of its own.
+
+    The cache of a row holds whole tokens, without padding as far as the caller can tell: its length is what `prefill`,
+    `commit` and `crop` left. Between blocks it holds every emitted token but the last, which `step` gets first.
+
+    `vocab_size` is the number of logits. `weight_bytes` is what one step reads of the weights; 0 when not known.
+    """
+
+    vocab_size: int
+    weight_bytes: int
+
+    def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
+        """Forget everything and read the prompts.
+
+        Args:
+            prompts: per row `[T]` int64 without padding, T of 1 or more, T may differ.
+
+        Returns:
+            `[B, V]` logits after the last token of each row. All T tokens are cached.
+        """
+        ...
+
+    def step(self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run T further tokens per row behind the cache; none of them counts as cached until `commit`.
+
+        Args:
+            tokens: `[B, T]` int64, padded on the right.
+            positions: `[B, T]` int64, in the row's own text; the first is the length of its cache.
+            widths: `[B]` int64, 1 to T: columns of the row that are real. Real columns see the cache and, without a
+                mask, the real columns up to themselves.
+            mask: `[B, T, T]` bool, which columns each column sees (itself among them); None is a chain.
+
+        Returns:
+            `[B, T, V]` logits after each column; those of padding are never read and may be anything.
+        """
+        ...
+
+    def commit(self, keep: Tensor) -> None:
+        """Cache some columns of the last `step`, and forget the others at once.
+
+        Args:
+            keep: `[B, A]` int64, per row the columns to keep, ascending, padded on the right with -1; A may be 0.
+        """
+        ...
+
+    def crop(self, lengths: Tensor) -> None:
+        """Shorten the caches: `[B]` int64, tokens that stay; never more than are cached."""
+        ...
+
+    def select(self, rows: Tensor) -> None:
+        """Keep some rows only: `[R]` int64, ascending; row `rows[i]` becomes row i."""
+        ...
+
+    def nbytes(self) -> int:
+        """Bytes that the cache holds now, columns of the last `step` among them until `commit`."""
+        ...
