@@ -33,14 +33,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="run.py agents", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--tasks", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--many", type=int, default=40, help="seeds where a small difference is looked for")
     parser.add_argument("--out", type=Path, default=RESULTS / "agents.jsonl")
     parser.add_argument("--chart", type=Path, default=RESULTS / "agents.png")
     args = parser.parse_args(arguments)
     given = sys.argv[1:] if arguments is None else list(arguments)
     about = _about(given)
     rows: list[dict[str, Any]] = []
-    for row in _rows(range(args.seeds), Settings(args.tasks)):
-        rows.append({**row, "tasks": args.tasks, "seeds": args.seeds, **about})
+    for row in _rows(range(args.seeds), range(args.many), Settings(args.tasks)):
+        rows.append({"tasks": args.tasks, "seeds": args.seeds, **row, **about})
         print(json.dumps(rows[-1]), flush=True)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -48,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _rows(seeds: Sequence[int], plain: Settings) -> Iterator[dict[str, Any]]:
+def _rows(seeds: Sequence[int], many: Sequence[int], plain: Settings) -> Iterator[dict[str, Any]]:
     everyone: dict[str, Callable[[], Any]] = {RAW: Trajectories, **{found.name: found for found in BUILTIN}}
     three: dict[str, Callable[[], Any]] = {"reasoningbank, 3 experiences": lambda: ReasoningBank(3)}
     one = {RAW: Trajectories, "reasoningbank": ReasoningBank}
@@ -63,6 +64,9 @@ def _rows(seeds: Sequence[int], plain: Settings) -> Iterator[dict[str, Any]]:
         for who, found in compare(entrants, seeds, settings).items():
             if who != NONE or name == "stream":
                 yield {"experiment": name, "strategy": who, **found}
+    for name, settings in (("many seeds", plain), ("many seeds, one experience each", replace(plain, k=1))):
+        for who, found in compare(one, many, settings).items():
+            yield {"experiment": name, "strategy": who, **found, "seeds": len(many)}
     for who, make in {"reasoningbank": ReasoningBank, **three}.items():
         yield {"experiment": "best of 4 rollouts", "strategy": who, **scale(make, seeds, 4, plain)}
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from remnant.errors import ConfigError
-from remnant.memory.episode import Episode, check_verdict
+from remnant.memory.episode import Episode
 from remnant.memory.memory import Memory
 from remnant.memory.record import Hit
 from remnant.memory.verdict import Judge, Verdict
@@ -108,9 +108,7 @@ def finish(run: Run, messages: Sequence[Any], verdict: Judge, clean: Callable[[S
 
 def _verdict(memory: Memory, verdict: Judge, episode: Episode) -> Verdict:
     try:
-        given: Any = verdict(episode)
-        outcome, source = (given, "rule") if isinstance(given, str) else given
-        return Verdict(check_verdict(outcome), str(source))
+        return verdict(episode)
     except Exception as error:  # raising counts as not knowing
         memory.context.emit("verdict_failed", episode=episode.id, error=f"{type(error).__name__}: {error}"[:500])
         return Verdict("unknown", "none")

@@ -25,7 +25,7 @@ from remnant.memory.llm import ChatModel, Embedder
 from remnant.memory.memory import Memory
 from remnant.memory.record import DEFAULT_SCOPE
 from remnant.memory.strategy import Strategy
-from remnant.memory.verdict import Judge, judge, manual, rules
+from remnant.memory.verdict import Wanted, judge_of
 from remnant_langchain._door import Door, Settings
 from remnant_langchain._options import Scope, check_count, options_of, run_options
 from remnant_langchain._prompt import Position
@@ -96,7 +96,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         multi_tenant: bool = False,
         llm: ChatModel | Runnable[Any, Any] | str | None = None,
         embedder: Embedder | Embeddings | None = None,
-        verdict: Literal["rules", "judge", "manual"] | Judge | Callable[[Any], str] = "rules",
+        verdict: Wanted = "rules",
         k: int = 8,
         budget_tokens: int | None = None,
         position: Position = "system",
@@ -121,7 +121,7 @@ class MemoryMiddleware(AgentMiddleware[MemoryState, Any]):
         self.memory = _opened(path_or_memory, strategy, base, mode, made)
         if scope is None and isinstance(path_or_memory, Memory) and not multi_tenant:
             scope = self.memory.scope
-        known = _judge(verdict, self.memory)
+        known = judge_of(verdict, self.memory.context.llm)
         asks = verdict not in ("rules", "manual") or mode == "inline" or isinstance(path_or_memory, Memory)
         self._agent_model, self._label = own, _plain(label or _label(path_or_memory, self.memory))
         self._door = Door(
@@ -282,17 +282,6 @@ def _opened(
         if value is not None:
             raise ConfigError(f"{name}= together with a memory that is open", do="give it to Memory.open")
     return path_or_memory if scope is None else path_or_memory.scoped(scope)
-
-
-def _judge(verdict: Any, memory: Memory) -> Judge:
-    if verdict == "judge":
-        if memory.context.llm is None:
-            raise ConfigError("verdict='judge' with a memory that has no model", do="give llm= to Memory.open")
-        return judge(memory.context.llm)
-    named: dict[str, Judge] = {"rules": rules, "manual": manual}
-    if isinstance(verdict, str) and verdict not in named:
-        raise unknown("verdict", verdict, (*named, "judge"), do="or pass a function of the episode")
-    return named[verdict] if isinstance(verdict, str) else verdict
 
 
 def _tools(middleware: MemoryMiddleware) -> list[BaseTool]:

@@ -17,6 +17,7 @@ from langchain_core.runnables import Runnable, RunnableConfig
 
 from remnant.errors import ConfigError
 from remnant.memory.errors import ModelError
+from remnant.memory.late import LateModel
 from remnant.memory.llm import ChatModel, Completion, Embedder, Message, Usage
 
 CONFIG: RunnableConfig = {"tags": ["nostream", "remnant"], "run_name": "remnant"}
@@ -108,47 +109,20 @@ class LangChainChatModel:
         return ModelError(f"{self.model_id}: {type(error).__name__}: {error}"[:500])
 
 
-class AgentModel:
+class AgentModel(LateModel):
     """The agent's own model, known from its first call on; until then distillation waits."""
 
     def __init__(self) -> None:
         """Not known yet."""
-        self._found: LangChainChatModel | None = None
+        super().__init__("the agent has not called its model yet", "pass llm= to have one from the start")
         self._of: Runnable[Any, Any] | None = None
-
-    @property
-    def ready(self) -> bool:
-        """Whether it is known."""
-        return self._found is not None
-
-    @property
-    def model_id(self) -> str:
-        """Its name."""
-        return self._found.model_id if self._found else "the agent's"
 
     def meet(self, model: Any) -> bool:
         """Use the model of a request from now on; whether it is the first."""
-        first = self._found is None
+        first = self.found is None
         if isinstance(model, Runnable) and model is not self._of:
-            self._found, self._of = LangChainChatModel(model), model
-        return first and self._found is not None
-
-    def generate(
-        self, messages: Sequence[Message], *, schema: Mapping[str, Any] | None = None, **options: Any
-    ) -> Completion:
-        """See `ChatModel`."""
-        return self._known().generate(messages, schema=schema, **options)
-
-    async def agenerate(
-        self, messages: Sequence[Message], *, schema: Mapping[str, Any] | None = None, **options: Any
-    ) -> Completion:
-        """See `ChatModel`."""
-        return await self._known().agenerate(messages, schema=schema, **options)
-
-    def _known(self) -> LangChainChatModel:
-        if self._found is None:
-            raise ModelError("the agent has not called its model yet", do="pass llm= to have one from the start")
-        return self._found
+            self.found, self._of = LangChainChatModel(model), model
+        return first and self.found is not None
 
 
 class LangChainEmbedder:

@@ -11,6 +11,7 @@ from llama_index.core.base.llms.base import BaseLLM
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse
 
 from remnant.memory import Completion, Message, ModelError, Usage
+from remnant.memory.late import LateModel
 from remnant_llamaindex._schema import model_of
 
 _COUNTS = (("prompt_tokens", "completion_tokens"), ("input_tokens", "output_tokens"))
@@ -87,7 +88,7 @@ class LlamaChatModel:
         return fault
 
 
-class AgentModel:
+class AgentModel(LateModel):
     """`Settings.llm` if somebody set it, or the model of the first tracked agent; until then distillation waits.
 
     `Settings.llm` is not read before: reading it makes a model of a vendor.
@@ -95,43 +96,19 @@ class AgentModel:
 
     def __init__(self) -> None:
         """Not known yet."""
-        self._found: LlamaChatModel | None = None
+        super().__init__("no model is known yet", "pass llm=, set Settings.llm, or track a run")
 
-    @property
-    def ready(self) -> bool:
-        """Whether it is known."""
-        if self._found is None:
-            self.meet(getattr(Settings, "_llm", None))
-        return self._found is not None
-
-    @property
-    def model_id(self) -> str:
-        """Its name."""
-        return self._found.model_id if self.ready and self._found else "the agent's"
+    def look(self) -> LlamaChatModel | None:
+        """What somebody set as `Settings.llm`."""
+        llm = getattr(Settings, "_llm", None)
+        return LlamaChatModel(llm) if isinstance(llm, BaseLLM) else None
 
     def meet(self, llm: object) -> bool:
         """Use this model if it is one and none was known; whether it was the first."""
-        if self._found is not None or not isinstance(llm, BaseLLM):
+        if self.found is not None or not isinstance(llm, BaseLLM):
             return False
-        self._found = LlamaChatModel(llm)
+        self.found = LlamaChatModel(llm)
         return True
-
-    def generate(
-        self, messages: Sequence[Message], *, schema: Mapping[str, Any] | None = None, **options: Any
-    ) -> Completion:
-        """See `ChatModel`."""
-        return self._known().generate(messages, schema=schema, **options)
-
-    async def agenerate(
-        self, messages: Sequence[Message], *, schema: Mapping[str, Any] | None = None, **options: Any
-    ) -> Completion:
-        """See `ChatModel`."""
-        return await self._known().agenerate(messages, schema=schema, **options)
-
-    def _known(self) -> LlamaChatModel:
-        if not self.ready or self._found is None:
-            raise ModelError("no model is known yet", do="pass llm=, set Settings.llm, or track a run")
-        return self._found
 
 
 class LlamaEmbedder:

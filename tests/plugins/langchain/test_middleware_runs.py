@@ -247,3 +247,20 @@ def _other(who: str) -> str:
 
 def _scoped(middleware: MemoryMiddleware, who: str) -> Memory:
     return middleware.memory_of(SimpleNamespace(context=Person(who)))
+
+
+def test_facts_learn_what_the_user_said(make):
+    """The question is the episode's task and no step of it; a fact in it is learnt all the same."""
+    seen: list[str] = []
+
+    def keeps(messages: Any) -> str:
+        seen.append("\n".join(message.text for message in messages))
+        return '{"changes": [{"action": "ADD", "note": "", "text": "Ada takes her tea without milk."}]}'
+
+    middleware = make.memory(strategy="facts", llm=make.model(keeps))
+    agent = make.agent(lambda messages: "noted", middleware=[middleware])
+    agent.invoke({"messages": [("user", "I am Ada and take my tea without milk.")]})
+    assert middleware.memory.flush(10)
+    assert "| I am Ada and take my tea without milk.\n| noted" in seen[0]
+    (hit,) = middleware.memory.recall("How does Ada take her tea?")
+    assert hit.text == "Ada takes her tea without milk."

@@ -223,3 +223,17 @@ def test_poison_waits_even_then_and_a_person_may_let_it_through(make: Make):
     (held,) = memory.records(statuses=("quarantined",))
     memory.approve(held.id)
     assert memory.recall("tea")[0].id == held.id
+
+
+def test_facts_hear_the_task_where_no_step_says_it(make: Make):
+    """Once: a host that journals the question as a step as well does not say it twice; its trust is the user's."""
+    model = ScriptedChatModel([(".", _facts({"action": "NOOP"}))])
+    memory = make(llm=model, write="manual")
+    for told in ((), ("Ada has a cat, I say",)):
+        episode = memory.open_episode("Ada has a cat, I say")
+        for text in told:
+            memory.observe(episode.id, {"role": "user", "content": text})
+        memory.observe(episode.id, {"role": "assistant", "content": "nice"})
+        memory.close_episode(episode.id, "success")
+        assert memory.flush(10)
+    assert [prompt.count("| Ada has a cat, I say") for prompt in model.prompts] == [1, 1]

@@ -20,7 +20,7 @@ from remnant.memory.llm import Aliases, ChatModel
 from remnant.memory.ops import Add, Forget, Op, Update
 from remnant.memory.record import Record, Trust
 from remnant.memory.strategies.base import Base, Call
-from remnant.memory.strategies.trace import heard, least, quoted, step_trust
+from remnant.memory.strategies.trace import heard, least, plain, quoted, step_trust
 from remnant.memory.strategy import DistilContext, IndexText
 
 MOST = 20
@@ -85,8 +85,9 @@ class Facts(Base):
             return []
         if context.model is None:
             return [Add(Record(text, kind="message", trust=step_trust(step))) for step, text in said]
-        trust = least(step_trust(step) for step, _ in said)
-        return self._changes(context.model, [text for _, text in said], trust, context)
+        told = [*_asked(episodes), *said]
+        trust = least(step_trust(step) for step, _ in told)
+        return self._changes(context.model, [text for _, text in told], trust, context)
 
     def _changes(self, model: ChatModel, said: Sequence[str], trust: Trust, context: DistilContext) -> list[Op]:
         hits = context.recall("\n".join(said), self._neighbours)
@@ -109,6 +110,19 @@ class Facts(Base):
                 ops.append(Forget(id))
                 taken.add(id)
         return ops
+
+
+def _asked(episodes: Sequence[Episode]) -> list[tuple[Mapping[str, Any], str]]:
+    """What was asked, where no step says it: some hosts journal a question as the task alone.
+
+    A model finds the facts in it; without one a bare task would be kept as if it were news.
+    """
+    asked: list[tuple[Mapping[str, Any], str]] = []
+    for episode in episodes:
+        users = {plain(_said(step)) for step in heard([episode]) if step_trust(step) == "user"}
+        if plain(episode.task) not in users:
+            asked.append(({"role": "user"}, episode.task))
+    return asked
 
 
 def _said(step: Mapping[str, Any]) -> str:

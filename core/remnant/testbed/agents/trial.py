@@ -86,7 +86,8 @@ def compare(
         progress: told after each stream.
 
     Returns:
-        name -> `success`, `late`, `steps`, `gain` (paired, over `none`), each with its interval, and `memory`.
+        name -> `success`, `late`, `steps`, `gain` (paired, over `none`), `over_raw` (paired, where `raw` takes part),
+        each with its interval, and `memory`.
     """
     runs: dict[str, list[Outcome]] = {}
     everyone: dict[str, Callable[[], str | Strategy]] = {NONE: lambda: NONE, **entrants}
@@ -97,21 +98,26 @@ def compare(
                 run_stream(make(), seed, replace(settings, prepare=None if name == NONE else settings.prepare))
             )
             progress(number * len(seeds) + place + 1, len(everyone) * len(seeds), f"{name}, seed {seed}")
-    return {name: _summary(outcomes, runs[NONE]) for name, outcomes in runs.items()}
+    return {name: _summary(outcomes, runs) for name, outcomes in runs.items()}
 
 
-def _summary(outcomes: Sequence[Outcome], without: Sequence[Outcome]) -> dict[str, Any]:
+def _summary(outcomes: Sequence[Outcome], runs: Mapping[str, Sequence[Outcome]]) -> dict[str, Any]:
     half = len(outcomes[0].done) // 2
-    gains = [
-        [a - b for a, b in zip(mine.done, none.done, strict=True)] for mine, none in zip(outcomes, without, strict=True)
-    ]
+    over_raw = {"over_raw": _gain(outcomes, runs[RAW])} if RAW in runs else {}
     return {
         "success": asdict(rate([outcome.done for outcome in outcomes])),
         "late": asdict(rate([outcome.done[half:] for outcome in outcomes])),
         "steps": asdict(rate([outcome.steps for outcome in outcomes])),
-        "gain": asdict(rate(gains)),
+        "gain": _gain(outcomes, runs[NONE]),
+        **over_raw,
         "memory": [outcome.stats for outcome in outcomes],
     }
+
+
+def _gain(mine: Sequence[Outcome], others: Sequence[Outcome]) -> dict[str, float]:
+    """How much more often a task was done than by somebody else, task by task."""
+    pairs = zip(mine, others, strict=True)
+    return asdict(rate([[a - b for a, b in zip(one.done, two.done, strict=True)] for one, two in pairs]))
 
 
 def scale(
