@@ -1,4 +1,4 @@
-"""Remnant for vLLM: evict KV tokens, give their blocks back to the pool, keep prefixes across restarts; by flags.
+"""Remnant for vLLM: evict KV tokens, keep prefixes across restarts, draft what comes next; by flags.
 
     vllm serve MODEL --attention-backend CUSTOM \
         --additional-config '{"remnant": {"policy": "snapkv", "budget": 1024}}'
@@ -15,13 +15,15 @@ from remnant.lazy import attach
 if TYPE_CHECKING:
     from remnant_vllm.connector import RemnantConnector
     from remnant_vllm.counts import gone_blocks, kept_tokens
+    from remnant_vllm.drafter import LookupDrafter
     from remnant_vllm.settings import Settings
 
-__all__ = ["RemnantConnector", "Settings", "gone_blocks", "kept_tokens"]
+__all__ = ["LookupDrafter", "RemnantConnector", "Settings", "gone_blocks", "kept_tokens"]
 
 __getattr__, __dir__ = attach(
     __name__,
     {
+        "LookupDrafter": "remnant_vllm.drafter",
         "RemnantConnector": "remnant_vllm.connector",
         "Settings": "remnant_vllm.settings",
         "gone_blocks": "remnant_vllm.counts",

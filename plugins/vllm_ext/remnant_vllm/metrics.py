@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from remnant.errors import RemnantError
 from remnant_vllm._compat.engine import wrap_once
 from remnant_vllm._compat.metrics import IterationStats, OutputProcessor, StatLoggerBase, StatLoggerManager
+from remnant_vllm.asked import eviction
 
 if TYPE_CHECKING:
     from remnant_vllm.settings import Settings
@@ -79,7 +80,7 @@ class StatLogger(StatLoggerBase):
 
     def __init__(self, vllm_config: Any, engine_index: int = 0) -> None:
         """See the class."""
-        given = (vllm_config.additional_config or {}).get("remnant")
+        given = eviction(vllm_config)
         self.settings: Settings | None = None
         if given is None:
             return
@@ -234,7 +235,7 @@ def _joining(original: Any) -> Any:
 
     def __init__(self: Any, *args: Any, **kwargs: Any) -> None:
         given = where.bind(self, *args, **kwargs).arguments
-        if (given["vllm_config"].additional_config or {}).get("remnant") is not None:
+        if eviction(given["vllm_config"]) is not None:
             others = list(given.get("custom_stat_loggers") or [])
             given["custom_stat_loggers"] = others if StatLogger in others else [*others, StatLogger]
         given.pop("self")

@@ -54,11 +54,19 @@ def _wrap(platform: type, name: str, around: Callable[..., Any]) -> None:
 def _reading_the_flag(original: Callable[..., None], vllm_config: Any, *args: Any, **kwargs: Any) -> None:
     """`Platform.check_and_update_config`: whoever asked for us and cannot have us hears it before anything starts."""
     original(vllm_config, *args, **kwargs)
-    if (getattr(vllm_config, "additional_config", None) or {}).get("remnant") is None:
+    if not _concerned(vllm_config):
         return
     from remnant_vllm.startup import prepare
 
     prepare(vllm_config)
+
+
+def _concerned(vllm_config: Any) -> bool:
+    """Whether anything of ours was asked for: an option, or a drafter."""
+    if (getattr(vllm_config, "additional_config", None) or {}).get("remnant") is not None:
+        return True
+    draft = getattr(vllm_config, "speculative_config", None)
+    return draft is not None and str(getattr(draft, "model", "")).startswith("remnant_vllm")
 
 
 def _choosing(

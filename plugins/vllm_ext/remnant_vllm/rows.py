@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from remnant_vllm._compat.engine import GPUModelRunner, model_runner_v2, wrap_once
+from remnant_vllm.asked import eviction
 from remnant_vllm.settings import Settings
 
 __all__ = ["Rows", "install", "rows"]
@@ -73,15 +74,11 @@ def rows() -> Rows:
     return _ROWS
 
 
-def _asked(runner: Any) -> object:
-    return (runner.vllm_config.additional_config or {}).get("remnant")
-
-
 def _with_rows(original: Any) -> Any:
     """V1 `GPUModelRunner._build_attention_metadata`: leave the rows where the builders of this step look for them."""
 
     def _build_attention_metadata(self: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _asked(self)
+        given = eviction(self.vllm_config)
         _ROWS.clear()
         if given is not None:
             _ROWS.layout(self.kv_cache_config)
@@ -104,7 +101,7 @@ def _meeting(original: Any) -> Any:
     """V2 `GPUModelRunner.add_requests`: its batch keeps neither sampling parameters nor prompt lengths."""
 
     def add_requests(self: Any, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
-        given = _asked(self)
+        given = eviction(self.vllm_config)
         if given is not None:
             for new in scheduler_output.scheduled_new_reqs:
                 _ROWS.meet(new.req_id, new.prompt_len, new.sampling_params, given)

@@ -11,12 +11,12 @@ from typing import Any, cast
 from remnant.errors import ConfigError, unknown
 from remnant.kv import Policy, get_policy
 from remnant.kv.policy import policy_class
+from remnant_vllm.asked import DRAFTERS, KEY
 from remnant_vllm.counts import Mode, gone_blocks, stable_blocks
 from remnant_vllm.supply import check_supply, queries_needed
 
 __all__ = ["Settings"]
 
-KEY = "remnant"
 _OWN = ("policy", "budget", "mode", "base")
 _PER_REQUEST = ("off", "budget")
 
@@ -57,7 +57,10 @@ class Settings:
         keys = cast("Mapping[str, Any]", given)
         for key in ("policy", "budget"):
             if key not in keys:
-                raise ConfigError(f"{where} has no {key!r}", accepted=f"{', '.join(_OWN)} and options of the policy")
+                raise ConfigError(
+                    f"{where} has no {key!r}",
+                    accepted=f"{', '.join(_OWN)}, options of the policy; {', '.join(DRAFTERS)} for a drafter",
+                )
         name, budget = str(keys["policy"]), keys["budget"]
         options = {key: value for key, value in keys.items() if key not in _OWN}
         policy = get_policy(name, **options)

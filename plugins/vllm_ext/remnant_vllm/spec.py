@@ -13,6 +13,7 @@ from typing import Any
 
 from remnant.errors import UnsupportedPolicy
 from remnant_vllm._compat.engine import Attention, FullAttentionSpec, KVCacheSpecRegistry, replace_as, wrap_once
+from remnant_vllm.asked import eviction
 from remnant_vllm.counts import live_blocks
 from remnant_vllm.settings import Settings
 
@@ -95,7 +96,7 @@ def _specify(original: Any) -> Any:
         spec = original(self, vllm_config, *args, **kwargs)
         if type(spec) is not FullAttentionSpec or self.attn_backend.get_name() != "CUSTOM":
             return spec
-        given = (vllm_config.additional_config or {}).get("remnant")
+        given = eviction(vllm_config)
         if given is None:
             return spec
         self.remnant_governed = True

@@ -8,6 +8,8 @@ from typing import Any
 from remnant.errors import ConfigError, RemnantError, UnsupportedPolicy
 from remnant.kv import Policy, Rope
 from remnant_vllm._compat.engine import InputProcessor, VLLMValidationError, check_host, wrap_once
+from remnant_vllm.asked import eviction
+from remnant_vllm.draft_checks import check_drafting
 from remnant_vllm.settings import Settings
 
 __all__ = ["prepare", "rope_for"]
@@ -16,7 +18,7 @@ _log = logging.getLogger("vllm.remnant")
 
 
 def prepare(vllm_config: Any) -> None:
-    """Check flags and host; after this every part of the plugin may assume that they fit.
+    """Check flags, host and drafter; after this every part of the plugin may assume that they fit.
 
     Raises:
         HostVersionError: this vLLM is not one that the plugin knows.
@@ -24,10 +26,14 @@ def prepare(vllm_config: Any) -> None:
         UnsupportedPolicy: the policy or a combination of flags cannot work.
     """
     check_host()
-    settings = Settings.parse(vllm_config.additional_config["remnant"])
+    check_drafting(vllm_config)
+    wrap_once(InputProcessor, "process_inputs", _reading_requests)
+    asked = eviction(vllm_config)
+    if asked is None:
+        return
+    settings = Settings.parse(asked)
     for check in (_backend, _parallel, _quantised, _speculative, _connector):
         check(vllm_config, settings)
-    wrap_once(InputProcessor, "process_inputs", _reading_requests)
     import remnant_vllm.manager
     import remnant_vllm.spec  # noqa: F401  # registers before the first engine asks
     from remnant_vllm.metrics import install
@@ -135,10 +141,10 @@ def _reading_requests(original: Any) -> Any:
 
 
 def _check_request(vllm_config: Any, extra_args: Any) -> None:
-    given = (vllm_config.additional_config or {}).get("remnant")
+    given = eviction(vllm_config)
     if given is None:
         raise ConfigError(
-            "extra_args has options for remnant, which is off in this engine",
+            "extra_args has options for eviction by remnant, which is off in this engine",
             do="start it with --attention-backend CUSTOM and remnant in --additional-config",
         )
     Settings.parse(given).for_request(extra_args)
