@@ -270,7 +270,7 @@ def trim_head(linear: nn.Linear, vmap: VocabMap) -> nn.Linear:
     """
     head: Any = linear  # whatever a model gives out as its head
     weight = getattr(head, "weight", None)
-    if not isinstance(head, nn.Linear) or not isinstance(weight, Tensor) or weight.dim() != 2:
+    if not hasattr(head, "out_features") or not isinstance(weight, Tensor) or weight.dim() != 2:
         raise ConfigError(f"a head of type {type(head).__name__}", accepted="torch.nn.Linear with a weight [V, d]")
     if weight.dtype not in _PLAIN:
         do = "trim first, then quantise"
@@ -278,10 +278,10 @@ def trim_head(linear: nn.Linear, vmap: VocabMap) -> nn.Linear:
     if weight.shape[0] != vmap.vocab_size:
         raise ShapeError(f"a head of {weight.shape[0]} rows", accepted=f"{vmap.vocab_size}, the map's vocabulary")
     d, rows = weight.shape[1], vmap.index(weight.device)
-    trimmed = nn.Linear(d, vmap.k, bias=head.bias is not None, device="meta", dtype=weight.dtype)
-    trimmed.weight = nn.Parameter(weight.detach()[rows], requires_grad=weight.requires_grad)
-    if head.bias is not None:
-        trimmed.bias = nn.Parameter(head.bias.detach()[rows], requires_grad=head.bias.requires_grad)
+    trimmed = nn.Linear(d, vmap.k, bias=getattr(head, "bias", None) is not None, device="meta", dtype=weight.dtype)
+    for name, parameter in head.named_parameters(recurse=False):
+        cut = nn.Parameter(parameter.detach()[rows], requires_grad=parameter.requires_grad)
+        setattr(trimmed, name, cut)
     return trimmed.train(linear.training)
 
 

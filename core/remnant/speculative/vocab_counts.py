@@ -183,8 +183,8 @@ def _line(raw: bytes, where: str, encode: Encode | None, path: Path) -> Tokens:
     fields = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
     if isinstance(fields.get("text"), str):
         return Tokens(_tensor(_need(encode, path)(fields["text"])))
-    ids = fields.get("ids", fields.get("input_ids"))
-    mask = fields.get("loss_mask")
+    ids: Any = fields.get("ids", fields.get("input_ids"))
+    mask: Any = fields.get("loss_mask")
     if not _integers(ids) or not (mask is None or _integers(mask)):
         accepted = '{"text": "..."} or {"ids": [...], "loss_mask": [...]}'
         raise ConfigError(f"{where} holds neither text nor ids", accepted=accepted)
@@ -201,7 +201,7 @@ def _npy(path: Path, encode: Encode | None) -> Iterator[tuple[Tokens, int]]:
     if getattr(array, "dtype", None) is None or array.dtype.kind not in "iu":
         raise ConfigError(f"{path.name} holds {getattr(array, 'dtype', 'several arrays')}", accepted="integers")
     for row in array.reshape(-1, array.shape[-1]) if array.ndim > 1 else [array.reshape(-1)]:
-        yield Tokens(torch.from_numpy(row.astype(np.int64))), path.stat().st_size
+        yield Tokens(torch.as_tensor(row.astype(np.int64))), path.stat().st_size
 
 
 def _safetensors(path: Path, encode: Encode | None) -> Iterator[tuple[Tokens, int]]:
