@@ -12,6 +12,7 @@ from remnant.cli.bench import bench
 from remnant.cli.demo import demo
 from remnant.cli.memory import memory
 from remnant.cli.plan import plan
+from remnant.cli.plan_draft import plan_draft
 from remnant.cli.plugins import plugins
 from remnant.cli.policies import policies
 from remnant.cli.route import route
@@ -43,6 +44,7 @@ app.command()(policies)
 app.command()(systems)
 app.command()(plugins)
 app.command()(plan)
+app.command(name="plan-draft")(plan_draft)
 app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command(name="train-gates")(train_gates)

@@ -1,0 +1,189 @@
+"""What speculative decoding holds in memory, in bytes, part by part: computed before any weight is loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from remnant.errors import ConfigError
+from remnant.speculative.sizes import Sizes, read_sizes
+
+__all__ = ["MemoryModel"]
+
+_FP32 = 4
+
+
+class MemoryModel:
+    """Bytes of weights, caches and scratch of one target with one drafter.
+
+    Args:
+        target_cfg: of the target: a folder, a `config.json`, its content as a dict, or a configuration object.
+        draft_cfg: of the drafter, likewise; None or `"lookup"` for a drafter without weights and cache.
+        dtype: of both, as in `read_sizes`.
+        target_weights: bytes of the target's weights, where they are known (quantised ones).
+        draft_weights: bytes of the drafter's weights.
+        slack: bytes for what is not modelled: the framework, its graphs, fragmentation.
+        kv_budget: tokens per KV head that an evicting cache keeps of the target's text (`RemnantCache`'s `budget`).
+        draft_context: tokens that the drafter reads at most, for one that sees a short context.
+        chunk: tokens per pass while prompts are read; their activations count, and an evicting cache holds them on
+            top of its budget. 0 counts the passes that verify alone: prompts are read elsewhere.
+        dense_mask: a mask over prefix and block, one byte an entry; False is the ancestor matrix of the block alone.
+        sampling: the drafter reports the whole distribution that it drew each token from.
+        allow_larger: accept a drafter with more weights than its target.
+
+    Raises:
+        ConfigError: a configuration that cannot be read, vocabularies that differ, a drafter larger than its target,
+            or a number out of range.
+
+    Source: Yang et al. 2025 (SpecMemo), arXiv 2506.01986. Differs: the paper gives no formulas; these are ours.
+    Example: MemoryModel(llama_2_7b, None, "float16").kv_per_token -> 524288
+    """
+
+    def __init__(
+        self,
+        target_cfg: Any,
+        draft_cfg: Any = None,
+        dtype: Any = "auto",
+        *,
+        target_weights: int | None = None,
+        draft_weights: int | None = None,
+        slack: int = 0,
+        kv_budget: int | None = None,
+        draft_context: int | None = None,
+        chunk: int = 0,
+        dense_mask: bool = True,
+        sampling: bool = False,
+        allow_larger: bool = False,
+    ) -> None:
+        """See the class."""
+        self.target = read_sizes(target_cfg, dtype, target_weights)
+        none = draft_cfg is None or (isinstance(draft_cfg, str) and draft_cfg == "lookup")
+        self.draft = None if none else read_sizes(draft_cfg, dtype, draft_weights)
+        least = {"slack": (slack, 0), "chunk": (chunk, 0), "kv_budget": (kv_budget, 1), "context": (draft_context, 1)}
+        for name, (value, low) in least.items():
+            if value is not None and value < low:
+                raise ConfigError(f"{name}={value}", accepted=f"an integer of at least {low}")
+        self.slack, self.chunk, self.kv_budget, self.draft_context = slack, chunk, kv_budget, draft_context
+        self.dense_mask, self.sampling = dense_mask, sampling
+        if self.draft is not None:
+            _check_pair(self.target, self.draft, allow_larger)
+
+    @property
+    def kv_per_token(self) -> int:
+        """Bytes of keys and values per token and row, of target and drafter together."""
+        return self.target.kv_per_token + (self.draft.kv_per_token if self.draft else 0)
+
+    def without_drafter(self) -> MemoryModel:
+        """The same target decoding by itself: nothing of the drafter is loaded."""
+        alone = MemoryModel.__new__(MemoryModel)
+        alone.__dict__.update(self.__dict__)
+        alone.draft = None
+        return alone
+
+    def stored(self, length: int) -> int:
+        """Tokens per row that a full-attention layer of the target holds of a text of `length`."""
+        return length if self.kv_budget is None else min(length, self.kv_budget + self.chunk)
+
+    def bytes(
+        self, B: int, L: int, n: int, lazy_logits: bool = True, *, depth: int | None = None, top_k: int = 1
+    ) -> dict[str, int]:
+        """Bytes held at most while blocks are verified.
+
+        Args:
+            B: rows.
+            L: tokens per row at most, prompt and answer.
+            n: nodes of the block that is verified, the root (the last emitted token) included; 1 is plain decoding.
+            lazy_logits: the head is computed for one node at a time as the walk gets to it, and of the others only
+                the probability of the drafted token is kept; False holds float32 logits of all nodes, which is what
+                the models of transformers give.
+            depth: levels of the tree below its root; left out, a chain of n - 1.
+            top_k: nodes of a level that the drafter expands at once.
+
+        Returns:
+            `weights_target`, `weights_draft`, `kv` (both caches with n slots for tokens that are not accepted yet),
+            `logits`, `mask`, `activations` (of one layer), `draft` (states and cache of the drafter's tree),
+            `slack` and their sum `total`.
+
+        Raises:
+            ConfigError: a number below 1.
+        """
+        depth = n - 1 if depth is None else depth
+        if min(B, L, n, top_k) < 1 or depth < 0:
+            raise ConfigError(f"B={B}, L={L}, n={n}, depth={depth}, top_k={top_k}", accepted="integers of at least 1")
+        limit = None if self.kv_budget is None else self.kv_budget + self.chunk
+        parts = {
+            "weights_target": self.target.weights,
+            "weights_draft": self.draft.weights if self.draft else 0,
+            "kv": B * (self.target.kv(L, n, limit) + self._draft_kv(L, n)),
+            "logits": B * self._logits(n, lazy_logits),
+            "mask": B * n * (self.stored(L) + n) if self.dense_mask else B * n * n,
+            "activations": B * max(n, self.chunk) * self._widest() * self.target.element,
+            "draft": B * self._draft(n, depth, top_k),
+            "slack": self.slack,
+        }
+        return {**parts, "total": sum(parts.values())}
+
+    def total(
+        self, B: int, L: int, n: int, lazy_logits: bool = True, *, depth: int | None = None, top_k: int = 1
+    ) -> int:
+        """The sum of `bytes`."""
+        return self.bytes(B, L, n, lazy_logits, depth=depth, top_k=top_k)["total"]
+
+    def longest(
+        self,
+        budget: int,
+        B: int,
+        n: int,
+        most: int,
+        lazy_logits: bool = True,
+        *,
+        depth: int | None = None,
+        top_k: int = 1,
+    ) -> int:
+        """Most tokens per row that fit, up to `most`; 0 when not even one does.
+
+        Args:
+            budget: bytes.
+            B: rows.
+            n: nodes of a block.
+            most: tokens.
+            lazy_logits: as in `bytes`.
+            depth: as in `bytes`.
+            top_k: as in `bytes`.
+        """
+        low, high = 0, most
+        while low < high:
+            middle = (low + high + 1) // 2
+            fits = self.total(B, middle, n, lazy_logits, depth=depth, top_k=top_k) <= budget
+            low, high = (middle, high) if fits else (low, middle - 1)
+        return low
+
+    def _draft_kv(self, length: int, n: int) -> int:
+        return self.draft.kv(length, n, self.draft_context) if self.draft else 0
+
+    def _logits(self, n: int, lazy: bool) -> int:
+        whole = n * self.target.vocab * _FP32
+        return min(whole, 2 * self.target.vocab * _FP32 + n * _FP32) if lazy else whole
+
+    def _widest(self) -> int:
+        return max(4 * self.target.inner, 3 * self.target.width)
+
+    def _draft(self, n: int, depth: int, top_k: int) -> int:
+        if self.draft is None or n < 2:
+            return 0
+        states = top_k * depth * (self.draft.width * self.draft.element + self.draft.kv_per_token)
+        return states + ((n - 1) * self.target.vocab * _FP32 if self.sampling else 0)
+
+
+def _check_pair(target: Sizes, draft: Sizes, allow_larger: bool) -> None:
+    if draft.vocab != target.vocab:
+        raise ConfigError(
+            f"the drafter has {draft.vocab} token ids and the target {target.vocab}",
+            accepted="a drafter with the vocabulary of its target",
+            do="a drafter whose head alone is reduced says so with draft_vocab_size",
+        )
+    if draft.weights > target.weights and not allow_larger:
+        raise ConfigError(
+            f"the drafter ({draft.weights} bytes) is larger than its target ({target.weights} bytes)",
+            accepted="a smaller drafter",
+            do="swap the two, or allow it where the drafter reads a shorter context",
+        )
