@@ -24,6 +24,7 @@ __all__ = [
     "Walk",
     "accept_chain",
     "accept_tree",
+    "accepted_prefix",
     "draw",
     "reject",
     "residual",
@@ -124,16 +125,10 @@ def accept_chain(
     b, g = _check_chain(ids, p, q, u, len)
     p = _wide(p)
     lengths = ids.new_full((b,), g) if len is None else len
-    inside = torch.arange(g, device=ids.device) < lengths.unsqueeze(1)
-    ids = ids.masked_fill(~inside, 0)
-    _check_values(ids, p, lengths)
     if u is None:
         u = uniforms((b, g + 1), p, generator)
-    drafted = ids.unsqueeze(-1)
-    px = p[:, :g].gather(-1, drafted).squeeze(-1)
-    # u < p / q without the division, so that q = 0 needs no case of its own.
-    bar = u[:, :g] if q is None else u[:, :g] * _wide(q).gather(-1, drafted).squeeze(-1)
-    n = ((bar < px) & inside).long().cumprod(1).sum(1)
+    ids = ids.masked_fill(torch.arange(g, device=ids.device) >= lengths.unsqueeze(1), 0)
+    n = accepted_prefix(ids, p, q, u[:, :g], lengths)
 
     rows = torch.arange(b, device=ids.device)
     left = p[rows, n]
@@ -143,6 +138,19 @@ def accept_chain(
         left = torch.where((n < lengths).unsqueeze(-1), rejected, left)
     last = u[:, g] if u.shape[1] > g else uniforms((b,), p, generator)
     return Accepted(n, draw(left, last), n + 1)
+
+
+def accepted_prefix(ids: Tensor, p: Tensor, q: Tensor | None, u: Tensor, lengths: Tensor) -> Tensor:
+    """How many drafted tokens of each row are accepted, `[B]` int64; arguments as in `accept_chain`."""
+    g = ids.shape[1]
+    inside = torch.arange(g, device=ids.device) < lengths.unsqueeze(1)
+    drafted = ids.masked_fill(~inside, 0)
+    _check_values(drafted, p, lengths)
+    drafted = drafted.unsqueeze(-1)
+    px = p[:, :g].gather(-1, drafted).squeeze(-1)
+    # u < p / q without the division, so that q = 0 needs no case of its own.
+    bar = u if q is None else u * _wide(q).gather(-1, drafted).squeeze(-1)
+    return ((bar < px) & inside).long().cumprod(1).sum(1)
 
 
 def accept_tree(

@@ -24,7 +24,7 @@ class Target(Protocol):
     weight_bytes: int
 
     def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
-        """Forget everything and read the prompts.
+        """Begin anew with these prompts; what is cached of them already may be kept.
 
         Args:
             prompts: per row `[T]` int64 without padding, T of 1 or more, T may differ.
