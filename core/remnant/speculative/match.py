@@ -4,17 +4,56 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from remnant.errors import ConfigError
 
-__all__ = ["Rates", "common_suffix", "pack"]
+__all__ = ["MatchOptions", "Rates", "at_least", "common_suffix", "most_shared", "pack"]
 
-_PRIOR: Final = (0.0, 0.5, 0.6, 0.7, 0.75, 0.8, 0.8, 0.85, 0.88, 0.9, 0.92, 0.93, 0.94, 0.95, 0.95, 0.95, 0.97, 0.98)
+_PRIOR: Final = (0.0, 0.6, 0.7, 0.7, 0.75, 0.8, 0.8, 0.85, 0.88, 0.9, 0.92, 0.93, 0.94, 0.95, 0.95, 0.95, 0.97, 0.98)
 """Chance that the next token is right, by length of match: single lengths, 16 to 31, and above; where to start from."""
 _WEIGHT: Final = 4.0
 """Tokens that the prior counts for."""
 _SINGLE, _LONG = 16, 32
+_BUCKETS: Final = (*range(_SINGLE), *(_SINGLE,) * (_LONG - _SINGLE), _SINGLE + 1)
+"""Of a length up to `_LONG`, the place of its chance."""
+
+
+@dataclass(frozen=True)
+class MatchOptions:
+    """What counts as a match, and what may be spent on it.
+
+    Args:
+        min_match: tokens that must agree before anything is proposed.
+        min_share: propose nothing where, of four tokens, less than this fraction is expected to be accepted; 0 proposes
+            whenever something matches. What is expected is learnt from the request itself.
+        long_match: tokens of the second, longer key: matches of at least this length are found among the occurrences
+            of the longer key, which are few.
+        probes: occurrences that one search looks at, newest first.
+        depth: tokens up to which two occurrences are compared; longer matches count as equally long.
+        max_tokens: tokens of the request that are indexed at most, the newest; never fewer than half of it.
+
+    Raises:
+        ConfigError: a value outside its range.
+    """
+
+    min_match: int = 2
+    min_share: float = 0.45
+    long_match: int = 8
+    probes: int = 16
+    depth: int = 32
+    max_tokens: int = 1 << 17
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        at_least("min_match", self.min_match, 1)
+        at_least("long_match", self.long_match, self.min_match + 1)
+        at_least("probes", self.probes, 1)
+        at_least("depth", self.depth, self.long_match)
+        at_least("max_tokens", self.max_tokens, 2 * self.depth)
+        if not 0 <= self.min_share <= 1:
+            raise ConfigError(f"min_share {self.min_share}", accepted="a fraction from 0 to 1")
 
 
 class Rates:
@@ -23,48 +62,38 @@ class Rates:
     Counts are plain sums, so what was counted can be taken back exactly.
     """
 
-    __slots__ = ("_hits", "_known", "_seen")
+    __slots__ = ("_chances", "_hits", "_seen")
 
     def __init__(self) -> None:
         """Begin with the prior alone."""
         self._hits = [0] * len(_PRIOR)
         self._seen = [0] * len(_PRIOR)
-        self._known: dict[tuple[int, int], float] = {}
+        self._chances = list(_PRIOR)
 
     def count(self, length: int, run: int, sign: int = 1) -> None:
         """Count a match of `length` tokens that went on for `run` tokens and then failed; -1 takes it back."""
-        self._known.clear()
         end = length + run
-        for at in range(length, min(end, _SINGLE)):
-            self._hits[at] += sign
-            self._seen[at] += sign
+        for bucket in range(length, min(end, _SINGLE)):
+            self._add(bucket, sign, sign)
         for bucket, low, high in ((_SINGLE, _SINGLE, _LONG), (_SINGLE + 1, _LONG, end)):
-            inside = min(end, high) - max(length, low)
-            if inside > 0:
-                self._hits[bucket] += sign * inside
-                self._seen[bucket] += sign * inside
-        self._seen[_bucket(end)] += sign
-
-    def chance(self, length: int) -> float:
-        """Chance that the token after a match of `length` tokens is right."""
-        bucket = _bucket(length)
-        return (self._hits[bucket] + _WEIGHT * _PRIOR[bucket]) / (self._seen[bucket] + _WEIGHT)
+            inside = sign * (min(end, high) - max(length, low))
+            if inside * sign > 0:
+                self._add(bucket, inside, inside)
+        self._add(_BUCKETS[min(end, _LONG)], 0, sign)
 
     def expected(self, length: int, limit: int) -> float:
         """Tokens of a draft of `limit` after a match of `length` tokens that are expected to be accepted."""
-        length = min(length, _LONG)
-        known = self._known.get((length, limit))
-        if known is None:
-            whole, known = 1.0, 0.0
-            for place in range(limit):
-                whole *= self.chance(length + place)
-                known += whole
-            self._known[length, limit] = known
-        return known
+        whole, total = 1.0, 0.0
+        for at in range(length, length + limit):
+            whole *= self._chances[_BUCKETS[at] if at < _LONG else _SINGLE + 1]
+            total += whole
+        return total
 
-
-def _bucket(length: int) -> int:
-    return length if length < _SINGLE else _SINGLE + (length >= _LONG)
+    def _add(self, bucket: int, hits: int, seen: int) -> None:
+        self._hits[bucket] += hits
+        self._seen[bucket] += seen
+        known = self._hits[bucket] + _WEIGHT * _PRIOR[bucket]
+        self._chances[bucket] = known / (self._seen[bucket] + _WEIGHT)
 
 
 def common_suffix(tokens: array[int], a: int, b: int, known: int, depth: int, other: array[int] | None = None) -> int:
@@ -86,14 +115,44 @@ def common_suffix(tokens: array[int], a: int, b: int, known: int, depth: int, ot
     return length
 
 
+def most_shared(found: list[int], following: list[int]) -> list[int]:
+    """Those of equally good occurrences that go on with the token that most of them go on with.
+
+    Args:
+        found: occurrences, newest first.
+        following: the token after each.
+
+    Returns:
+        A part of `found` in the same order; of two tokens that equally many go on with, the newest occurrence decides.
+    """
+    votes: dict[int, int] = {}
+    for token in following:
+        votes[token] = votes.get(token, 0) + 1
+    most = max(votes, key=votes.__getitem__)  # the first of equals
+    return [q for q, token in zip(found, following, strict=True) if token == most]
+
+
+def at_least(name: str, value: int, least: int) -> None:
+    """Check an option that counts something.
+
+    Raises:
+        ConfigError: it is not an integer, or below `least`.
+    """
+    if isinstance(value, bool) or value < least or value != int(value):
+        raise ConfigError(f"{name} {value!r}", accepted=f"an integer of at least {least}")
+
+
 def pack(tokens: Iterable[Any]) -> array[int]:
-    """Tokens as `array("i")`: 4 bytes each, and slices of it compare and hash in C.
+    """Tokens as `array("i")` of their own: 4 bytes each, and slices of it compare and hash in C.
+
+    Args:
+        tokens: ints, or a one-dimensional numpy array.
 
     Raises:
         ConfigError: a token is not an integer from 0 to 2**31 - 1.
     """
     if isinstance(tokens, array) and tokens.typecode == "i":
-        return tokens
+        return tokens[:]
     try:
         packed = _from_buffer(tokens) if hasattr(tokens, "dtype") else array("i", tokens)
     except (OverflowError, TypeError, ValueError) as error:
@@ -104,7 +163,7 @@ def pack(tokens: Iterable[Any]) -> array[int]:
 
 
 def _from_buffer(tokens: Any) -> array[int]:
-    """A one-dimensional array of numpy's, copied in one go when its items are 32 bits wide."""
+    """An array of numpy's, copied in one go when its items are 32 bits wide; `array` refuses what is no integer."""
     if str(tokens.dtype) != "int32":
         return array("i", tokens.tolist())
     packed = array("i")

@@ -8,48 +8,17 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from typing import Any, Final
 
 from remnant.errors import ConfigError
-from remnant.speculative.match import Rates, common_suffix, pack
+from remnant.speculative.match import MatchOptions, Rates, common_suffix, most_shared, pack
 
 __all__ = ["MatchOptions", "SuffixIndex"]
 
-
-@dataclass(frozen=True)
-class MatchOptions:
-    """What counts as a match, and what may be spent on it.
-
-    Args:
-        min_match: tokens that must agree before anything is proposed.
-        min_share: propose nothing where less than this fraction of the draft is expected to be accepted; 0 proposes
-            whenever something matches. The expectation is learnt from the request itself.
-        long_match: tokens of the second, longer key: matches of at least this length are found among the occurrences
-            of the longer key, which are few.
-        probes: occurrences that one search looks at, newest first.
-        depth: tokens up to which two occurrences are compared; longer matches count as equally long.
-        max_tokens: tokens of the request that are indexed at most, the newest; never fewer than half of it.
-
-    Raises:
-        ConfigError: a value outside its range.
-    """
-
-    min_match: int = 2
-    min_share: float = 0.4
-    long_match: int = 8
-    probes: int = 16
-    depth: int = 32
-    max_tokens: int = 1 << 17
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        _at_least("min_match", self.min_match, 1)
-        _at_least("long_match", self.long_match, self.min_match + 1)
-        _at_least("probes", self.probes, 1)
-        _at_least("depth", self.depth, self.long_match)
-        _at_least("max_tokens", self.max_tokens, 2 * self.depth)
-        if not 0 <= self.min_share <= 1:
-            raise ConfigError(f"min_share {self.min_share}", accepted="a fraction from 0 to 1")
+_JUDGED: Final = 4
+"""Tokens of a draft by which it is judged, so that the same matches are followed whatever the limit."""
+_NOTHING: Final = 1e-9
+"""Less than any match makes one expect."""
 
 
 class SuffixIndex:
@@ -82,8 +51,7 @@ class SuffixIndex:
         """See the class."""
         self.options = options or MatchOptions()
         self._orders = (self.options.long_match, self.options.min_match)
-        self._tokens = array("i")
-        self._runs: list[tuple[int, int, int, int]] = []
+        self._least = max(self.options.min_share * _JUDGED, _NOTHING)
         self._reset(pack(prompt))
 
     def __len__(self) -> int:
@@ -102,34 +70,21 @@ class SuffixIndex:
             ConfigError: see the class; nothing is appended then.
         """
         history = self._tokens
-        at, source, length, diagonal = self._runs[-1]
         n = len(history)
         for token in pack(tokens):
             history.append(token)
             n += 1
-            if source >= 0 and history[source + n - 1 - at] == token:
-                continue
-            run = n - 1 - at
-            if source >= 0:
-                self._rates.count(length, run)
-                if length + run >= self.options.long_match:
-                    diagonal = at - source
-            source, length = self._search(n, diagonal)
-            at = n
-            self._runs.append((at, source, length, diagonal))
+            if self._source < 0 or history[self._source + n - 1 - self._at] != token:
+                self._turn(n)
 
     def propose(self, limit: int) -> list[int]:
         """What probably follows: at most `limit` tokens, none where too little is expected of them.
 
         A match that overlaps the end goes on in its own period.
         """
-        at, source, length, _ = self._runs[-1]
-        if source < 0 or limit <= 0:
+        start, length = self.match()
+        if limit <= 0 or self._rates.expected(length, _JUDGED) < self._least:
             return []
-        n = len(self._tokens)
-        if self._rates.expected(length + n - at, limit) < self.options.min_share * limit:
-            return []
-        start = source + n - at
         draft = self._tokens[start : start + limit].tolist()
         while len(draft) < limit:  # the match runs into the end: its continuation is the draft itself
             draft += draft[: limit - len(draft)]
@@ -137,14 +92,14 @@ class SuffixIndex:
 
     def expected(self, limit: int) -> float:
         """Tokens of a draft of `limit` that are expected to be accepted; 0 where nothing matches."""
-        at, source, length, _ = self._runs[-1]
-        return self._rates.expected(length + len(self._tokens) - at, limit) if source >= 0 else 0.0
+        return self._rates.expected(self.match()[1], limit)
 
     def match(self) -> tuple[int, int]:
-        """Where the draft is read from, as an index into the history, and how many tokens before it agree; or -1, 0."""
-        at, source, length, _ = self._runs[-1]
-        run = len(self._tokens) - at
-        return (source + run, length + run) if source >= 0 else (-1, 0)
+        """Where a draft is read from, as an index into the history, and how many tokens before it agree; or -1, 0."""
+        if self._source < 0:
+            return -1, 0
+        run = len(self._tokens) - self._at
+        return self._source + run, self._length + run
 
     def truncate(self, n: int) -> None:
         """Take tokens back, down to the first n.
@@ -157,33 +112,41 @@ class SuffixIndex:
         if n < self._prompt:
             self._reset(self._tokens[:n])
             return
-        while self._runs[-1][0] > n:
-            at = self._runs.pop()[0]
-            before, source, length, _ = self._runs[-1]
-            if source >= 0:
-                self._rates.count(length, at - 1 - before, -1)
-        self._forget(max(n - 1, 0))
+        while self._at > n:
+            at = self._at
+            del self._turns[-4:]
+            self._at, self._source, self._length, self._diagonal = self._turns[-4:]
+            if self._source >= 0:
+                self._rates.count(self._length, at - 1 - self._at, -1)
+        self._forget(n)
         del self._tokens[n:]
+
+    def holds(self, history: Sequence[int]) -> bool:
+        """Whether a history, ints or a numpy array, begins with exactly the tokens held here."""
+        known = len(self._tokens)
+        if not known or len(history) < known:
+            return not known
+        return history[known - 1] == self._tokens[-1] and _bytes(history[:known]) == self._tokens.tobytes()
 
     def sync(self, history: Sequence[int]) -> int:
         """Make the index hold exactly this history, whatever it held before.
 
         Args:
-            history: ints, or an int32 array; a host that moves or restarts requests hands it over whole.
+            history: ints or a numpy int32 array; hosts that move or restart requests hand it over whole.
 
         Returns:
-            How many tokens were known already; 0 says that the index was built anew.
+            How many tokens were known already; 0 says that the index was built anew. What is expected of a match is
+            learnt anew then, too.
         """
-        given = pack(history)
         known = len(self._tokens)
-        if len(given) < known or given[:known] != self._tokens:
-            shared = _shared(given, self._tokens)
-            if shared < self._prompt or 2 * shared < known:
+        if not known or not self.holds(history):
+            given = pack(history)
+            known = _shared(given, self._tokens)
+            if known < self._prompt or 2 * known < len(self._tokens):
                 self._reset(given)
                 return 0
-            self.truncate(shared)
-            known = shared
-        self.extend(given[known:])
+            self.truncate(known)
+        self.extend(history[known:])
         return known
 
     def stats(self) -> dict[str, int]:
@@ -196,37 +159,58 @@ class SuffixIndex:
         }
 
     def _reset(self, prompt: array[int]) -> None:
-        self._tokens = prompt[:]
+        self._tokens = prompt
         self._prompt = len(prompt)
         self._searches = self._probes = 0
         self._rates = Rates()
         self._clear(0)
-        source, length = self._search(len(prompt), 0)
-        # Where a search was made: (history length, source, match length, last copy's distance); between two of them the
-        # match only goes on.
-        self._runs = [(len(prompt), source, length, 0)]
+        # A turn is a search: the length of the history then, where its match goes on, the length of the match, and how
+        # far back the text was copied from last. Between two turns the match only grew. Four numbers a turn, kept so
+        # that turns can be taken back; the newest also as attributes.
+        self._turns = array("i")
+        self._at, self._source, self._length, self._diagonal = 0, -1, 0, 0
+        self._search(len(prompt))
+
+    def _turn(self, n: int) -> None:
+        """The last of n tokens is not what the match said: learn that, and look for another."""
+        run = n - 1 - self._at
+        if self._source >= 0:
+            self._rates.count(self._length, run)
+            if self._length + run >= self.options.long_match:
+                self._diagonal = self._at - self._source
+        self._search(n)
+
+    def _search(self, n: int) -> None:
+        self._at = n
+        self._source, self._length = self._find(n)
+        self._turns.extend((n, self._source, self._length, self._diagonal))
 
     def _clear(self, base: int) -> None:
         self._base = self._indexed = base
-        self._heads: tuple[dict[bytes, int], ...] = ({}, {})
-        self._chains = (array("i"), array("i"))
+        # Per length of key: the newest position that each key ends at, and per position the one before it.
+        self._levels = tuple((order, dict[bytes, int](), array("i")) for order in self._orders)
 
-    def _search(self, n: int, diagonal: int) -> tuple[int, int]:
-        """The best earlier match of the end of the first n tokens: where it goes on, and its length; or -1, 0."""
+    def _find(self, n: int) -> tuple[int, int]:
+        """The best earlier match of the end of the first n tokens, now indexed: where it goes on, and its length."""
         end = n - 1
-        if end < 1:
+        if end < 0:
             return -1, 0
         self._index(end)
+        self._indexed = n
         self._searches += 1
-        for order, heads, chain in zip(self._orders, self._heads, self._chains, strict=True):
-            if n < order:
-                continue
-            q = heads.get(self._tokens[n - order : n].tobytes(), -1)
-            if q >= 0:
-                return self._choose(q, end, order, chain, diagonal)
-        return -1, 0
+        inside, best = n - self._base, None
+        for order, heads, chain in self._levels:
+            q = -1
+            if inside >= order:
+                key = self._tokens[n - order : n].tobytes()
+                q = heads.get(key, -1)
+                heads[key] = end
+            chain.append(q)
+            if q >= 0 and best is None:
+                best = self._choose(q, end, order, chain)
+        return best or (-1, 0)
 
-    def _choose(self, q: int, end: int, order: int, chain: array[int], diagonal: int) -> tuple[int, int]:
+    def _choose(self, q: int, end: int, order: int, chain: array[int]) -> tuple[int, int]:
         tokens, base, depth = self._tokens, self._base, self.options.depth
         best, found, left = 0, list[int](), self.options.probes
         while q >= 0 and left:
@@ -239,9 +223,9 @@ class SuffixIndex:
             left -= 1
         self._probes += self.options.probes - left
         if len(found) > 1:
-            found = _most_shared(found, tokens)
-            if diagonal:
-                return min(found, key=lambda q: abs(end - q - diagonal)) + 1, best
+            found = most_shared(found, [tokens[q + 1] for q in found])
+            if self._diagonal:
+                return min(found, key=lambda q: abs(end - q - self._diagonal)) + 1, best
         return found[0] + 1, best
 
     def _index(self, upto: int) -> None:
@@ -249,10 +233,11 @@ class SuffixIndex:
         base = self._window(upto)
         if base != self._base:
             self._clear(base)
-        start, self._indexed = self._indexed, max(upto, self._indexed)
+        start = self._indexed
         if start >= upto:
             return
-        for order, heads, chain in zip(self._orders, self._heads, self._chains, strict=True):
+        self._indexed = upto
+        for order, heads, chain in self._levels:
             first = max(start, base + order - 1)
             chain.extend([-1] * (min(first, upto) - start))
             packed, width = self._tokens[first - order + 1 : upto].tobytes(), 4 * order
@@ -264,7 +249,7 @@ class SuffixIndex:
 
     def _forget(self, n: int) -> None:
         """Take back the grams that end at position n and later."""
-        for order, heads, chain in zip(self._orders, self._heads, self._chains, strict=True):
+        for order, heads, chain in self._levels:
             for end in range(self._indexed - 1, max(n, self._base + order - 1) - 1, -1):
                 key = self._tokens[end - order + 1 : end + 1].tobytes()
                 before = chain[end - self._base]
@@ -282,13 +267,9 @@ class SuffixIndex:
         return 0 if over <= 0 else -(-over // half) * half
 
 
-def _most_shared(found: list[int], tokens: array[int]) -> list[int]:
-    """Those of the occurrences that go on with the token that most of them go on with; the newest decides a tie."""
-    votes: dict[int, int] = {}
-    for q in found:
-        votes[tokens[q + 1]] = votes.get(tokens[q + 1], 0) + 1
-    most = max(votes, key=votes.__getitem__)  # the first of equals, which is the newest: `found` is newest first
-    return [q for q in found if tokens[q + 1] == most]
+def _bytes(tokens: Any) -> bytes:
+    """Tokens as 32-bit bytes, copied in one go where they are stored so."""
+    return tokens.tobytes() if str(getattr(tokens, "dtype", "")) == "int32" else pack(tokens).tobytes()
 
 
 def _shared(a: array[int], b: array[int]) -> int:
@@ -301,8 +282,3 @@ def _shared(a: array[int], b: array[int]) -> int:
         else:
             high = middle - 1
     return low
-
-
-def _at_least(name: str, value: int, least: int) -> None:
-    if isinstance(value, bool) or value < least or value != int(value):
-        raise ConfigError(f"{name} {value!r}", accepted=f"an integer of at least {least}")
