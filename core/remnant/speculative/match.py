@@ -70,8 +70,11 @@ class Rates:
         self._seen = [0] * len(_PRIOR)
         self._chances = list(_PRIOR)
 
-    def count(self, length: int, run: int, sign: int = 1) -> None:
-        """Count a match of `length` tokens that went on for `run` tokens and then failed; -1 takes it back."""
+    def count(self, length: int, run: int, sign: int = 1, failed: bool = True) -> None:
+        """Count a match of `length` tokens that went on for `run` tokens and then failed; a `sign` of -1 takes it back.
+
+        Where it has not `failed`, only the tokens that were right are counted.
+        """
         end = length + run
         for bucket in range(length, min(end, _SINGLE)):
             self._add(bucket, sign, sign)
@@ -79,7 +82,8 @@ class Rates:
             inside = sign * (min(end, high) - max(length, low))
             if inside * sign > 0:
                 self._add(bucket, inside, inside)
-        self._add(_BUCKETS[min(end, _LONG)], 0, sign)
+        if failed:
+            self._add(_BUCKETS[min(end, _LONG)], 0, sign)
 
     def expected(self, length: int, limit: int) -> float:
         """Tokens of a draft of `limit` after a match of `length` tokens that are expected to be accepted."""
