@@ -10,6 +10,7 @@ from remnant import __version__
 from remnant.cli._output import Json, print_json
 from remnant.cli.bench import bench
 from remnant.cli.demo import demo
+from remnant.cli.fastdraft import fastdraft
 from remnant.cli.memory import memory
 from remnant.cli.plan import plan
 from remnant.cli.plan_draft import plan_draft
@@ -48,6 +49,7 @@ app.command(name="plan-draft")(plan_draft)
 app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command(name="train-gates")(train_gates)
+app.command()(fastdraft)
 app.add_typer(memory, name="memory")
 app.add_typer(testbed, name="testbed")
 

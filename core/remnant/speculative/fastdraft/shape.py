@@ -1,0 +1,178 @@
+"""The drafter's shape: the target's kind of block and its vocabulary, smaller in width and depth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from remnant.errors import ConfigError
+from remnant.speculative.fastdraft.hf import hf
+
+__all__ = ["BLOCKS", "Shape", "block_of", "candidates", "draft_config", "new_draft", "smallest"]
+
+BLOCKS = ("llama", "mistral", "qwen2", "qwen3")
+"""Kinds of block that a drafter takes over from its target; every other target gets a Llama drafter.
+
+All of them can be loaded by transformers and by vLLM's `draft_model`, and none needs more than width and depth.
+"""
+
+_DEPTHS = (1, 2, 3, 4, 6, 8, 12)
+_FULL = 0.8  # of the budget; below it a shape leaves unused what it may spend
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a drafter; its head is tied to its embedding, since the vocabulary would else be paid for twice.
+
+    Args:
+        width: hidden size.
+        depth: layers.
+        heads: query heads.
+        kv_heads: KV heads.
+        head_dim: channels per head.
+        mlp: inner width of the MLP.
+        block: one of `BLOCKS`.
+    """
+
+    width: int
+    depth: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    mlp: int
+    block: str = "llama"
+
+    def layer_parameters(self) -> int:
+        """Parameters of one layer."""
+        queries, keys = self.heads * self.head_dim, self.kv_heads * self.head_dim
+        attention = 2 * self.width * (queries + keys)
+        extra = {"qwen2": queries + 2 * keys, "qwen3": 2 * self.head_dim}.get(self.block, 0)
+        return attention + extra + 3 * self.width * self.mlp + 2 * self.width
+
+    def parameters(self, vocab: int) -> int:
+        """Parameters in all, with a tied head."""
+        return vocab * self.width + self.depth * self.layer_parameters() + self.width
+
+    def to_dict(self) -> dict[str, Any]:
+        """The shape as data."""
+        return asdict(self)
+
+
+def block_of(config: Any) -> str:
+    """The kind of block that a drafter for this target has."""
+    kind = str(getattr(config, "model_type", ""))
+    return kind if kind in BLOCKS else "llama"
+
+
+def _step(width: int) -> int:
+    """Widths are multiples of it: hosts and kernels like round sizes."""
+    return 16 if width < 128 else 32 if width < 256 else 64 if width < 1024 else 128
+
+
+def _with(width: int, depth: int, head_dim: int, block: str, vocab: int, budget: int) -> Shape | None:
+    """The shape of this width and depth with the widest MLP that the budget allows, from 2 to 6 times the width."""
+    heads = max(2, -(-width // head_dim))
+    bare = Shape(width, depth, heads, max(1, heads // 2 if heads % 2 == 0 else 1), head_dim, 0, block)
+    room = budget - bare.parameters(vocab)
+    mlp = min(6 * width, room // (3 * width * depth) if room > 0 else 0)
+    mlp -= mlp % _step(width)
+    if mlp < 2 * width:
+        return None
+    return Shape(width, depth, heads, bare.kv_heads, head_dim, mlp, block)
+
+
+def smallest(vocab: int, head_dim: int = 32, block: str = "llama") -> int:
+    """Parameters of the smallest drafter for a vocabulary: 16 wide, one layer."""
+    return Shape(16, 1, 2, 1, head_dim, 32, block).parameters(vocab)
+
+
+def candidates(
+    vocab: int, budget: int, head_dim: int = 64, block: str = "llama", depths: Sequence[int] = _DEPTHS
+) -> list[Shape]:
+    """Shapes that spend a budget of parameters, the widest first and among them the shallowest.
+
+    Args:
+        vocab: the target's `vocab_size`, padding included.
+        budget: parameters, embedding included.
+        head_dim: the target's; halved for drafters too narrow for four such heads.
+        block: one of `BLOCKS`.
+        depths: layers to try.
+
+    Raises:
+        ConfigError: the budget does not hold the vocabulary with one layer 16 wide.
+    """
+    least = smallest(vocab, 32, block)
+    if budget < least:
+        raise ConfigError(
+            f"a budget of {budget} parameters for a vocabulary of {vocab} tokens",
+            accepted=f"at least {least}",
+            do="raise the budget: the embedding alone takes vocab x width",
+        )
+    found: list[Shape] = []
+    width = 16
+    while width * vocab < budget:
+        size = head_dim
+        while size > 32 and width < 4 * size:
+            size //= 2
+        made = [_with(width, depth, size, block, vocab, budget) for depth in depths]
+        found += [shape for shape in made if shape is not None]
+        width += _step(width)
+    spent = [shape for shape in found if shape.parameters(vocab) >= _FULL * budget]
+    return sorted(spent or found, key=lambda s: (-s.width, s.depth))
+
+
+def draft_config(target: Any, shape: Shape) -> Any:
+    """The drafter's config: what the target's config says of tokens and positions, with the sizes of the shape.
+
+    Args:
+        target: the target's text config of transformers.
+        shape: sizes.
+    """
+    same = str(getattr(target, "model_type", "")) == shape.block
+    told: dict[str, Any] = dict(target.to_dict()) if same else {}
+    # What describes single layers of the target, its files or its precision is not the drafter's.
+    for name in ("layer_types", "max_window_layers", "_name_or_path", "architectures", "transformers_version", "dtype",
+                 "quantization_config", "auto_map", "model_type"):  # fmt: skip
+        told.pop(name, None)
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id", "max_position_embeddings", "rope_parameters"):
+        value = getattr(target, name, None)
+        if value is not None and (name != "rope_parameters" or same):
+            told[name] = value
+    told.update(
+        vocab_size=int(target.vocab_size),
+        hidden_size=shape.width,
+        num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads,
+        num_key_value_heads=shape.kv_heads,
+        head_dim=shape.head_dim,
+        intermediate_size=shape.mlp,
+        tie_word_embeddings=True,
+    )
+    return hf().CONFIG_MAPPING[shape.block](**told)
+
+
+def new_draft(config: Any, seed: int) -> Any:
+    """An untrained drafter on the CPU, in float32, drawn from a seed of its own.
+
+    Embeddings start larger than what the layers add to the stream, so that a token can still be told apart behind
+    them: with one scale for all, a narrow model learns to copy late or never.
+    """
+    model: Any = hf().AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                parameter.normal_(0.0, _initial_std(name, config), generator=generator)
+            elif name.endswith("bias"):
+                parameter.zero_()
+    return model
+
+
+def _initial_std(name: str, config: Any) -> float:
+    if "embed" in name:
+        return min(0.2, (config.hidden_size**-0.5))
+    inward = config.hidden_size**-0.5
+    return inward / (8 * config.num_hidden_layers**0.5) if "o_proj" in name or "down_proj" in name else inward
