@@ -25,9 +25,10 @@ class SuffixIndex:
     """Where the newest tokens of one request occurred before, kept up to date token by token.
 
     A draft is what followed the longest earlier match of the newest tokens, among the newest `probes` occurrences.
-    Of equally long ones the continuation that most of them share is taken; then the one that lies closest to where the
-    text was last copied from; then the newest. Everything is a function of the prompt and of the tokens after it, not
-    of how they were handed over: taking tokens back leaves what never adding them would have left.
+    Of equally long ones, the one closest to where the text was last copied from is followed, as an edited copy goes on
+    where it was left; before anything was copied, one with the continuation that most of them share; of those that are
+    alike in this, the newest. All is a function of the prompt and of the tokens after it, not of how they were handed
+    over: taking tokens back leaves what never adding them would have left.
 
     Cost: a token that continues the match costs one comparison. Any other costs two dictionary entries and a search of
     at most `2 * probes` occurrences of at most `depth` tokens: constants, whatever the length of the text.
@@ -150,18 +151,24 @@ class SuffixIndex:
         return known
 
     def stats(self) -> dict[str, int]:
-        """Counts since the index was built: `tokens`, `indexed`, `searches`, `probes` (occurrences looked at)."""
+        """What is held and what was done since the index was built.
+
+        Returns:
+            `tokens` and `indexed` positions held; `searches`, `probes` (occurrences looked at in them), and positions
+            `linked` (indexed, those indexed again when the window moved included).
+        """
         return {
             "tokens": len(self._tokens),
             "indexed": self._indexed - self._base,
             "searches": self._searches,
             "probes": self._probes,
+            "linked": self._linked,
         }
 
     def _reset(self, prompt: array[int]) -> None:
         self._tokens = prompt
         self._prompt = len(prompt)
-        self._searches = self._probes = 0
+        self._searches = self._probes = self._linked = 0
         self._rates = Rates()
         self._clear(0)
         # A turn is a search: the length of the history then, where its match goes on, the length of the match, and how
@@ -198,6 +205,7 @@ class SuffixIndex:
         self._index(end)
         self._indexed = n
         self._searches += 1
+        self._linked += 1
         inside, best = n - self._base, None
         for order, heads, chain in self._levels:
             q = -1
@@ -223,20 +231,21 @@ class SuffixIndex:
             left -= 1
         self._probes += self.options.probes - left
         if len(found) > 1:
-            found = most_shared(found, [tokens[q + 1] for q in found])
             if self._diagonal:
                 return min(found, key=lambda q: abs(end - q - self._diagonal)) + 1, best
+            found = most_shared(found, [tokens[q + 1] for q in found])
         return found[0] + 1, best
 
     def _index(self, upto: int) -> None:
-        """Index the grams that end before position `upto`, within the window that a history of this length has."""
-        base = self._window(upto)
+        """Index the grams that end before position `upto`, within the window that a history with it has."""
+        base = self._window(upto + 1)
         if base != self._base:
             self._clear(base)
         start = self._indexed
         if start >= upto:
             return
         self._indexed = upto
+        self._linked += upto - start
         for order, heads, chain in self._levels:
             first = max(start, base + order - 1)
             chain.extend([-1] * (min(first, upto) - start))
