@@ -20,6 +20,7 @@ from remnant.cli.route import route
 from remnant.cli.systems import systems
 from remnant.cli.testbed import testbed
 from remnant.cli.train_gates import train_gates
+from remnant.cli.trim_vocab import trim_vocab
 
 app = typer.Typer(
     name="remnant",
@@ -49,6 +50,7 @@ app.command(name="plan-draft")(plan_draft)
 app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command(name="train-gates")(train_gates)
+app.command(name="trim-vocab")(trim_vocab)
 app.command()(fastdraft)
 app.add_typer(memory, name="memory")
 app.add_typer(testbed, name="testbed")

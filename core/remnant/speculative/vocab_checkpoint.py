@@ -12,13 +12,10 @@ from torch import Tensor
 
 from remnant.errors import ConfigError
 from remnant.serving.checkpoint import estimated_bytes, find_config, read_json, stored_bytes
-from remnant.speculative.vocab import VocabMap
 from remnant.speculative.vocab_choose import StepCost
+from remnant.speculative.vocab_map import VocabMap
 
-__all__ = ["TRIMMED", "Checkpoint", "Stored", "read_checkpoint", "target_bytes", "trimmed_map"]
-
-TRIMMED = "RemnantTrimmed"
-"""What stands before the architecture of a trimmed causal model."""
+__all__ = ["Checkpoint", "Stored", "read_checkpoint", "target_bytes", "trimmed_map"]
 
 Kind = Literal["eagle3", "causal"]
 
@@ -74,6 +71,11 @@ class Checkpoint:
     vocab_size: int
     rows: int
     kept: VocabMap | None
+
+    @property
+    def architecture(self) -> str:
+        """Of its configuration."""
+        return str(self.config["architectures"][0])
 
     @property
     def embedding(self) -> str | None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from remnant.errors import ConfigError
 from remnant.speculative.stats import block_efficiency, mbsu
-from remnant.speculative.vocab import VocabMap
+from remnant.speculative.vocab_map import VocabMap
 
 __all__ = ["StepCost", "choose_k", "geometric_grid"]
 

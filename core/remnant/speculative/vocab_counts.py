@@ -14,7 +14,7 @@ from torch import Tensor
 from remnant.errors import ConfigError
 from remnant.progress import Progress, silent
 
-__all__ = ["Encode", "Tokens", "count_tokens", "open_tokenizer", "read_tokens", "windows"]
+__all__ = ["Encode", "Tokens", "count_tokens", "read_prompts", "read_tokens", "windows"]
 
 Encode = Callable[[str], list[int]]
 """Text to token ids, without special tokens around it."""
@@ -91,54 +91,21 @@ def windows(texts: Iterable[Tokens], length: int) -> Iterator[Tokens]:
             yield Tokens(tokens.ids[part], None if tokens.counted is None else tokens.counted[part])
 
 
-def open_tokenizer(*folders: Path | None) -> tuple[Encode, int] | None:
-    """The tokenizer of the first folder that has one.
-
-    Returns:
-        How it encodes, and how many tokens it knows; None where no folder has one.
+def read_prompts(path: Path, encode: Encode | None, vocab_size: int) -> list[Tokens]:
+    """Read prompts: of text a line each, of other files a row each.
 
     Raises:
-        ConfigError: a tokenizer that cannot be read.
+        ConfigError: see `read_tokens`; or there is none.
     """
-    for folder in folders:
-        if folder is None:
-            continue
-        if (folder / "tokenizer.json").is_file():
-            return _fast(folder / "tokenizer.json")
-        if any((folder / name).is_file() for name in ("tokenizer.model", "vocab.json", "vocab.txt")):
-            return _slow(folder)
-    return None
-
-
-def _fast(path: Path) -> tuple[Encode, int]:
-    from tokenizers import Tokenizer
-
-    try:
-        tokenizer: Any = Tokenizer.from_file(str(path))
-    except Exception as error:  # the library raises nothing more exact
-        raise ConfigError(f"{str(path)!r} is not a tokenizer: {error}") from None
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False).ids
-
-    return encode, int(tokenizer.get_vocab_size())
-
-
-def _slow(folder: Path) -> tuple[Encode, int]:
-    from remnant.lazy import needs
-
-    with needs("hf", wanted_by=f"the tokenizer in {folder.name!r}, which has no tokenizer.json,"):
-        from transformers import AutoTokenizer
-    loader: Any = AutoTokenizer
-    try:
-        tokenizer: Any = loader.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"the tokenizer in {str(folder)!r} cannot be read: {error}") from None
-
-    def encode(text: str) -> list[int]:
-        return tokenizer.encode(text, add_special_tokens=False)
-
-    return encode, len(tokenizer)
+    if path.suffix in (".txt", ".md") and path.is_file():
+        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        prompts = [Tokens(_tensor(_need(encode, path)(line))) for line in lines]
+    else:
+        prompts = list(read_tokens(path, encode, vocab_size))
+    prompts = [prompt for prompt in prompts if len(prompt.ids)]
+    if not prompts:
+        raise ConfigError(f"{path.name} holds no prompt", accepted="a prompt per line")
+    return prompts
 
 
 def _need(encode: Encode | None, path: Path) -> Encode:

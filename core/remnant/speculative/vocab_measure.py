@@ -11,8 +11,8 @@ from torch import Tensor
 
 from remnant.errors import ConfigError, ShapeError
 from remnant.progress import Progress, silent
-from remnant.speculative.vocab import VocabMap
 from remnant.speculative.vocab_counts import Tokens
+from remnant.speculative.vocab_map import VocabMap
 
 __all__ = ["Forward", "Measured", "acceptance", "expected_overlap", "measure", "written_by"]
 
@@ -180,5 +180,6 @@ def written_by(
 
 def _ends(model: Any) -> set[int]:
     given: Any = getattr(model.generation_config, "eos_token_id", None)
-    several: list[int] = given if isinstance(given, list) else [] if given is None else [given]
-    return set(several)
+    if given is None:
+        return set()
+    return {given} if isinstance(given, int) else set(given)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from remnant.errors import ConfigError
-from remnant.speculative.vocab import VocabMap
+from remnant.speculative.vocab_map import VocabMap
 
 __all__ = ["Domain", "keep_for", "mixed"]
 

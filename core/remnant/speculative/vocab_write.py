@@ -15,8 +15,9 @@ from safetensors.torch import load_file, save_file  # pyright: ignore[reportUnkn
 from torch import Tensor
 
 from remnant.errors import ConfigError
-from remnant.speculative.vocab import VocabMap
-from remnant.speculative.vocab_checkpoint import TRIMMED, Checkpoint
+from remnant.speculative.vocab_checkpoint import Checkpoint
+from remnant.speculative.vocab_map import VocabMap
+from remnant.speculative.vocab_names import trimmed_name
 
 __all__ = ["ABOUT", "check_out", "final_map", "replacing", "write_trimmed"]
 
@@ -116,12 +117,8 @@ def _config(checkpoint: Checkpoint, kept: VocabMap) -> dict[str, Any]:
         return config | {"draft_vocab_size": kept.k}
     if whole:
         return config
-    architecture = str(config["architectures"][0]).removeprefix(TRIMMED)
-    return config | {
-        "architectures": [TRIMMED + architecture],
-        "draft_vocab_size": kept.k,
-        "tie_word_embeddings": False,
-    }
+    smaller = {"architectures": [trimmed_name(checkpoint.architecture)], "draft_vocab_size": kept.k}
+    return config | smaller | {"tie_word_embeddings": False}
 
 
 def _head(checkpoint: Checkpoint, kept: VocabMap, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
