@@ -79,7 +79,7 @@ class OutputStore:
     Calls from several threads are safe.
 
     Cost: adding and dropping cost O(1) per token, a proposal at most `probes` comparisons of `depth` tokens.
-    Memory: about 200 bytes per token held.
+    Memory: at most 240 bytes per token held.
 
     Args:
         options: bounds and matching.

@@ -32,7 +32,7 @@ class SuffixIndex:
 
     Cost: a token that continues the match costs one comparison. Any other costs two dictionary entries and a search of
     at most `2 * probes` occurrences of at most `depth` tokens: constants, whatever the length of the text.
-    Memory: at most 36 bytes per token of history, and about 290 per indexed token, of which there are at most
+    Memory: at most 24 bytes per token of history, and 290 more per indexed token, of which there are at most
     `max_tokens`.
 
     Args:

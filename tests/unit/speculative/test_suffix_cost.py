@@ -89,11 +89,11 @@ def test_memory_stays_below_what_is_documented() -> None:
         for at in range(0, 1 << 12, 64):  # no gram occurs twice: the dearest text
             index.extend(range(at, at + 64))
         whole = tracemalloc.get_traced_memory()[0] - before
-        assert whole <= (36 + 290) * len(index)
+        assert whole <= (24 + 290) * len(index)
         for at in range(1 << 12, 4 << 12, 64):
             index.extend(range(at, at + 64))
         longer = tracemalloc.get_traced_memory()[0] - before
-        assert longer <= 36 * len(index) + 290 * (1 << 12)
+        assert longer <= 24 * len(index) + 290 * (1 << 12)
     finally:
         tracemalloc.stop()
 
