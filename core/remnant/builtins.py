@@ -21,6 +21,14 @@ def remnant_policies() -> Sequence[type[Any]]:
 
 
 @hookimpl
+def remnant_drafters() -> Sequence[type[Any]]:
+    """The built-in drafters; needs torch."""
+    with needs("torch", wanted_by="remnant.speculative"):
+        from remnant.speculative.drafters import BUILTIN
+    return BUILTIN
+
+
+@hookimpl
 def remnant_strategies() -> Sequence[type[Any]]:
     """The built-in strategies of agent memory."""
     from remnant.memory.strategies import BUILTIN

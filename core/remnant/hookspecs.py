@@ -28,7 +28,7 @@ def remnant_policies() -> Sequence[type[Any]]:  # pyright: ignore[reportReturnTy
 
 @hookspec
 def remnant_drafters() -> Sequence[type[Any]]:  # pyright: ignore[reportReturnType]
-    """Drafters for speculative decoding. No built-in yet."""
+    """Drafters for speculative decoding: classes after `remnant.speculative.Drafter`; one file each."""
 
 
 @hookspec

@@ -24,20 +24,21 @@ class Item:
 
 @pytest.fixture
 def point(monkeypatch: pytest.MonkeyPatch):
-    """Make the entry point of a plugin whose index hook is the given function."""
+    """Make the entry point of a plugin whose hook for strategies is the given function."""
 
     def make(name: str, hook: Any = None) -> EntryPoint:
         module = ModuleType(f"fake_{name}")
         if hook is not None:
-            module.remnant_drafters = hookimpl(hook)  # type: ignore[attr-defined]
+            module.remnant_strategies = hookimpl(hook)  # type: ignore[attr-defined]
         monkeypatch.setitem(sys.modules, module.__name__, module)
         return EntryPoint(name, module.__name__, "remnant")
 
     return make
 
 
-def _names(plugins: Plugins, hook: str = "remnant_drafters") -> list[tuple[str, str]]:
-    return [(plugin, item.name) for plugin, item in plugins.collect(hook)]
+def _names(plugins: Plugins) -> list[tuple[str, str]]:
+    """What other plugins than the built-in one bring."""
+    return [(plugin, item.name) for plugin, item in plugins.collect("remnant_strategies") if plugin != "builtin"]
 
 
 def test_items_come_with_their_plugin(point: Any):

@@ -75,7 +75,10 @@ class Draft:
 class Sampler(Protocol):
     """How a host turns logits into the distribution that it samples from, so that p and q are filtered alike."""
 
-    generator: torch.Generator | None
+    @property
+    def generator(self) -> torch.Generator | None:
+        """Source of every draw; None is torch's global one."""
+        ...
 
     @property
     def greedy(self) -> bool:
@@ -105,7 +108,11 @@ class Drafter(Protocol):
     """
 
     name: ClassVar[str]
-    vocab_size: int | None
+
+    @property
+    def vocab_size(self) -> int | None:
+        """Token ids that may be proposed; None proposes only what was read."""
+        ...
 
     def reset(self, prompts: Sequence[Tensor]) -> None:
         """Begin: per row `[T]` int64, the prompt without padding."""

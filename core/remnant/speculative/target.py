@@ -16,12 +16,17 @@ class Target(Protocol):
 
     The cache of a row holds whole tokens, without padding as far as the caller can tell: its length is what `prefill`,
     `commit` and `crop` left. Between blocks it holds every emitted token but the last, which `step` gets first.
-
-    `vocab_size` is the number of logits. `weight_bytes` is what one step reads of the weights; 0 when not known.
     """
 
-    vocab_size: int
-    weight_bytes: int
+    @property
+    def vocab_size(self) -> int:
+        """Number of logits."""
+        ...
+
+    @property
+    def weight_bytes(self) -> int:
+        """Bytes of weights that one step reads; 0 when not known."""
+        ...
 
     def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
         """Begin anew with these prompts; what is cached of them already may be kept.
