@@ -38,6 +38,7 @@ def plan_draft(
     kv_budget: Annotated[int | None, typer.Option(min=1, help="Tokens that an evicting cache keeps.")] = None,
     draft_context: Annotated[int | None, typer.Option(min=1, help="Tokens that the drafter reads at most.")] = None,
     chunk: Annotated[int, typer.Option(min=0, help="Tokens per pass while prompts are read.")] = 0,
+    copied_rows: Annotated[int, typer.Option(min=0, help="Rows whose layer is copied while it attends.")] = 0,
     weights_bytes: Annotated[str | None, typer.Option(help="Of the target.", metavar="SIZE")] = None,
     draft_weights_bytes: Annotated[str | None, typer.Option(help="Of the drafter.", metavar="SIZE")] = None,
     slack: Annotated[
@@ -71,6 +72,7 @@ def plan_draft(
             kv_budget=kv_budget,
             draft_context=draft_context,
             chunk=chunk,
+            copied_rows=copied_rows,
             sampling=sampling,
             allow_larger=allow_larger,
         )
@@ -173,7 +175,7 @@ def _show(found: dict[str, Any]) -> None:
     plan, refusal, bound = found["plan"], found["refusal"], found["lower_bound"]
     if plan:
         shape = f"n={plan['n']}, depth={plan['depth']}, top_k={plan['top_k']}" if plan["speculate"] else "no drafting"
-        typer.echo(f"plan     {shape}, {plan['batch']} rows of {plan['context']} tokens, L_max={plan['L_max']}")
+        typer.echo(f"plan     {shape}, {plan['batch']} rows of {plan['L_max']} tokens, {plan['kv_length']} cached")
         gain = f"{plan['tau']:.2f} tokens per pass, {plan['speedup']:.2f}x of plain decoding"
         typer.echo(f"gain     {gain}, {plan['speed']:.0f} tokens/s predicted")
         if plan["offload"]:
@@ -200,10 +202,10 @@ def _draw(planner: Planner, found: dict[str, Any], path: Path) -> None:
     """Predicted speed against budget: where it steps, where the budget lies, where the lower bound."""
     from remnant.lazy import needs
 
-    with needs("plot", wanted_by="remnant plan-draft --chart"):
-        import matplotlib
     if path.suffix.lower() != ".png":
         raise ConfigError(f"chart {str(path)!r}", accepted="a path that ends in .png")
+    with needs("plot", wanted_by="remnant plan-draft --chart"):
+        import matplotlib
     plot: Any = matplotlib
     plot.use("Agg")
     from matplotlib import pyplot

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from remnant.errors import ConfigError
 from remnant.speculative.calibration import select_nodes
-from remnant.speculative.planner import Plan, Refusal
+from remnant.speculative.planned import Plan, Refusal
 
-__all__ = ["Guard"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from remnant.speculative.target import Target
+
+__all__ = ["Guard", "GuardedTarget"]
 
 
 class Guard:
@@ -46,11 +52,11 @@ class Guard:
                 do="plan with that batch, or run the rows in turns",
             )
         longest = max(lengths, default=0) + new_tokens
-        if longest > self.plan.context:
+        if longest > self.plan.L_max:
             raise ConfigError(
-                f"a row of up to {longest} tokens under a plan for {self.plan.context}: "
-                f"{longest - self.plan.context} too many",
-                accepted=f"prompt and answer of up to {self.plan.context} tokens",
+                f"a row of up to {longest} tokens under a plan for {self.plan.L_max}: "
+                f"{longest - self.plan.L_max} too many",
+                accepted=f"prompt and answer of up to {self.plan.L_max} tokens",
                 do="plan with a longer context, write less, or drop old turns (remnant.speculative.turns)",
             )
 
@@ -61,7 +67,7 @@ class Guard:
             lengths: tokens per row so far, the last emitted one included.
             left: tokens that each row may still write, if that is limited; the pass itself brings one of them.
         """
-        ends = [self.plan.context - length for length in lengths]
+        ends = [self.plan.L_max - length for length in lengths]
         if left is not None:
             ends = [min(end, more) for end, more in zip(ends, left, strict=True)]
         return [max(0, min(self.plan.gamma, end - 1)) for end in ends]
@@ -80,10 +86,63 @@ class Guard:
             ConfigError: it is more; the host allocates otherwise than the plan assumes.
         """
         self.peak = max(self.peak, cache_bytes)
-        if cache_bytes > self.plan.bytes["kv"] + self.plan.bytes["draft"]:
-            room = self.plan.bytes["kv"] + self.plan.bytes["draft"]
+        planned = self.plan.bytes["kv"] + self.plan.bytes["draft"]
+        if cache_bytes > planned:
             raise ConfigError(
-                f"caches of {cache_bytes} bytes under a plan for {room}: {cache_bytes - room} too many",
+                f"caches of {cache_bytes} bytes under a plan for {planned}: {cache_bytes - planned} too many",
                 accepted="caches of the model, type, batch and length that were planned",
                 do="plan with the type that the model runs in, and with what the cache adds",
             )
+
+
+class GuardedTarget:
+    """A target that refuses what its plan has no room for, for `generate(GuardedTarget(target, plan), ..., plan=plan)`.
+
+    Args:
+        target: that is guarded.
+        plan: that it obeys.
+
+    Raises:
+        ConfigError: the plan is a refusal. Later: more rows, a longer block or larger caches than were planned.
+    """
+
+    def __init__(self, target: Target, plan: Plan | Refusal) -> None:
+        """See the class."""
+        self._target = target
+        self.guard = Guard(plan)
+        self.vocab_size, self.weight_bytes = target.vocab_size, target.weight_bytes
+
+    def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
+        """Read the prompts, if all of them have room with at least one token more."""
+        self.guard.admit([len(prompt) for prompt in prompts], 1)
+        logits = self._target.prefill(prompts)
+        self.guard.check(self._target.nbytes())
+        return logits
+
+    def step(self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Run a block, if it is no wider than planned."""
+        if tokens.shape[1] > self.guard.plan.n:
+            raise ConfigError(
+                f"a block of {tokens.shape[1]} tokens under a plan for {self.guard.plan.n}",
+                accepted=f"up to {self.guard.plan.n}, the newest token among them",
+                do="give the plan to generate too",
+            )
+        logits = self._target.step(tokens, positions, widths, mask)
+        self.guard.check(self._target.nbytes())
+        return logits
+
+    def commit(self, keep: Tensor) -> None:
+        """See `Target.commit`."""
+        self._target.commit(keep)
+
+    def crop(self, lengths: Tensor) -> None:
+        """See `Target.crop`."""
+        self._target.crop(lengths)
+
+    def select(self, rows: Tensor) -> None:
+        """See `Target.select`."""
+        self._target.select(rows)
+
+    def nbytes(self) -> int:
+        """See `Target.nbytes`."""
+        return self._target.nbytes()

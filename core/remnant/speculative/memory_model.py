@@ -27,6 +27,8 @@ class MemoryModel:
         chunk: tokens per pass while prompts are read; their activations count, and an evicting cache holds them on
             top of its budget. 0 counts the passes that verify alone: prompts are read elsewhere.
         dense_mask: a mask over prefix and block, one byte an entry; False is the ancestor matrix of the block alone.
+        copied_rows: rows of which the host copies one layer's keys and values while it attends, repeated for every
+            query head: all rows in plain transformers, one in the engine over them, none where kernels read the cache.
         sampling: the drafter reports the whole distribution that it drew each token from.
         allow_larger: accept a drafter with more weights than its target.
 
@@ -51,6 +53,7 @@ class MemoryModel:
         draft_context: int | None = None,
         chunk: int = 0,
         dense_mask: bool = True,
+        copied_rows: int = 0,
         sampling: bool = False,
         allow_larger: bool = False,
     ) -> None:
@@ -58,12 +61,13 @@ class MemoryModel:
         self.target = read_sizes(target_cfg, dtype, target_weights)
         none = draft_cfg is None or (isinstance(draft_cfg, str) and draft_cfg == "lookup")
         self.draft = None if none else read_sizes(draft_cfg, dtype, draft_weights)
-        least = {"slack": (slack, 0), "chunk": (chunk, 0), "kv_budget": (kv_budget, 1), "context": (draft_context, 1)}
-        for name, (value, low) in least.items():
+        numbers = {"slack": slack, "chunk": chunk, "copied_rows": copied_rows}
+        for name, value in (numbers | {"kv_budget": kv_budget, "draft_context": draft_context}).items():
+            low = 0 if name in numbers else 1
             if value is not None and value < low:
                 raise ConfigError(f"{name}={value}", accepted=f"an integer of at least {low}")
         self.slack, self.chunk, self.kv_budget, self.draft_context = slack, chunk, kv_budget, draft_context
-        self.dense_mask, self.sampling = dense_mask, sampling
+        self.dense_mask, self.copied_rows, self.sampling = dense_mask, copied_rows, sampling
         if self.draft is not None:
             _check_pair(self.target, self.draft, allow_larger)
 
@@ -100,8 +104,8 @@ class MemoryModel:
 
         Returns:
             `weights_target`, `weights_draft`, `kv` (both caches with n slots for tokens that are not accepted yet),
-            `logits`, `mask`, `activations` (of one layer), `draft` (states and cache of the drafter's tree),
-            `slack` and their sum `total`.
+            `logits`, `mask`, `activations` (of one layer, its copied keys too), `draft` (states and cache of the
+            drafter's tree), `slack` and their sum `total`.
 
         Raises:
             ConfigError: a number below 1.
@@ -116,7 +120,7 @@ class MemoryModel:
             "kv": B * (self.target.kv(L, n, limit) + self._draft_kv(L, n)),
             "logits": B * self._logits(n, lazy_logits),
             "mask": B * n * (self.stored(L) + n) if self.dense_mask else B * n * n,
-            "activations": B * max(n, self.chunk) * self._widest() * self.target.element,
+            "activations": B * max(n, self.chunk) * self._widest() * self.target.element + self._copies(B, L, n),
             "draft": B * self._draft(n, depth, top_k),
             "slack": self.slack,
         }
@@ -166,6 +170,9 @@ class MemoryModel:
 
     def _widest(self) -> int:
         return max(4 * self.target.inner, 3 * self.target.width)
+
+    def _copies(self, rows: int, length: int, n: int) -> int:
+        return min(rows, self.copied_rows) * self.target.copy * (self.stored(length) + n)
 
     def _draft(self, n: int, depth: int, top_k: int) -> int:
         if self.draft is None or n < 2:

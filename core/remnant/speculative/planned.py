@@ -47,8 +47,8 @@ class Plan:
         n: nodes verified per row and pass, the root included; below 2 nothing is drafted.
         depth: levels below the root; of a chain, the tokens of a draft.
         top_k: most nodes of one level; 1 is a chain.
-        L_max: tokens per row that the target's cache holds at most: of prompt and answer, or what eviction leaves.
-        context: tokens of text per row at most; more than `L_max` only where an evicting cache bounds that.
+        L_max: tokens per row at most, prompt and answer.
+        kv_length: tokens per row that the target's cache holds at most: `L_max`, or less where it evicts.
         batch: rows at once.
         nodes: of the tree, by the ranks on the way to them, best first.
         tau: expected tokens per row and pass.
@@ -67,7 +67,7 @@ class Plan:
     depth: int
     top_k: int
     L_max: int
-    context: int
+    kv_length: int
     batch: int
     nodes: tuple[Node, ...]
     tau: float
@@ -102,7 +102,7 @@ class Plan:
 
     def kv_blocks(self, block_size: int = 16) -> int:
         """Blocks of a paged cache for all rows, with the slots for tokens that are not accepted yet."""
-        return self.batch * -(-(self.L_max + self.n) // block_size)
+        return self.batch * -(-(self.kv_length + self.n) // block_size)
 
     def to_dict(self) -> dict[str, Any]:
         """As data."""
@@ -127,6 +127,25 @@ class Refusal:
     budget: int
     bytes: dict[str, int] = field(hash=False)
     bound: int
+
+    @property
+    def n(self) -> int:
+        """None: an engine that is given a refusal for a plan must not begin.
+
+        Raises:
+            ConfigError: always; says how many bytes are missing.
+        """
+        self.throw()
+
+    @property
+    def depth(self) -> int:
+        """As `n`."""
+        self.throw()
+
+    @property
+    def L_max(self) -> int:
+        """As `n`."""
+        self.throw()
 
     def error(self) -> ConfigError:
         """The refusal as an error, for hosts that must not begin."""

@@ -89,21 +89,23 @@ class Planner:
         found = (candidate for batch in rows for candidate in self._of_batch(batch))
         return tuple(sorted(found, key=lambda one: (one.total, -one.speed, one.n)))
 
-    def choose(self, budget: int) -> Candidate | None:
-        """The cheapest candidate within the budget whose speed is all but a fraction of the best one's that fits.
+    @cached_property
+    def goal(self) -> float:
+        """The speed that a plan goes for: all but a fraction of the best one of all, budget or not."""
+        return (1 - self.epsilon) * max(one.speed for one in self.candidates)
 
-        More budget never chooses a slower one: the best speed that fits never falls, and what was passed over for
-        being too slow stays too slow.
+    def choose(self, budget: int) -> Candidate | None:
+        """The cheapest candidate that reaches the goal, or the fastest one that fits where none does.
+
+        More budget never chooses a slower one.
         """
         fits = [one for one in self.candidates if one.total <= budget]
-        goal = max((one.speed for one in fits), default=0.0) * (1 - self.epsilon)
-        return next((one for one in fits if one.speed >= goal), None)
+        wanted = min(self.goal, max((one.speed for one in fits), default=0.0))
+        return next((one for one in fits if one.speed >= wanted), None)
 
     def bound(self) -> Candidate:
-        """The lower bound: the cheapest candidate that reaches all but a fraction of the best speed of all."""
-        best = self.choose(self.candidates[-1].total)
-        assert best is not None, "plain decoding is always a candidate"
-        return best
+        """The lower bound: the cheapest candidate of all that reaches the goal."""
+        return next(one for one in self.candidates if one.speed >= self.goal)
 
     def curve(self) -> list[tuple[int, Candidate]]:
         """(bytes, what is chosen from that budget on), wherever the choice changes."""
@@ -165,8 +167,8 @@ class Planner:
             n=one.n,
             depth=one.depth,
             top_k=one.top_k,
-            L_max=self.model.stored(length),
-            context=length,
+            L_max=length,
+            kv_length=self.model.stored(length),
             batch=one.batch,
             nodes=self.nodes[: one.n - 1],
             tau=one.tau,

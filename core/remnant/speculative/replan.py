@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, ClassVar
 
 from remnant.errors import ConfigError
 from remnant.speculative.calibration import Acceptance, Calibration
 from remnant.speculative.planner import Plan, Planner, Refusal
+from remnant.speculative.turns import common_prefix
 
-__all__ = ["Replanner"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from remnant.speculative.drafter import Draft, Drafter, Sampler
+
+__all__ = ["PlannedDrafter", "Replanner"]
 
 
 class Replanner:
@@ -76,3 +84,61 @@ class Replanner:
         self.plans += 1
         self.calibration.mark()
         return replace(self.planner, acceptance=acceptance).plan(self.budget)
+
+
+class PlannedDrafter:
+    """A drafter that drafts as much as the newest plan allows, and lets the plan learn from what became of it.
+
+    Every `reset` is a turn. Give the first plan to `generate` as well, which bounds the text.
+
+    Args:
+        drafter: of chains.
+        run: what plans.
+    """
+
+    name: ClassVar[str] = "planned"
+
+    def __init__(self, drafter: Drafter, run: Replanner) -> None:
+        """See the class."""
+        self._drafter, self.run = drafter, run
+        self.vocab_size = drafter.vocab_size
+        self.weight_bytes: int = getattr(drafter, "weight_bytes", 0)
+        self._drafts: list[Draft] = []
+
+    def reset(self, prompts: Sequence[Tensor]) -> None:
+        """Begin a turn.
+
+        Raises:
+            ConfigError: the prompts do not fit into the budget.
+        """
+        made = self.run.turn(now=max(map(len, prompts)))
+        if isinstance(made, Refusal):
+            made.throw()
+        self._drafts = []
+        self._drafter.reset(prompts)
+
+    def propose(self, limits: Sequence[int], sampler: Sampler | None = None) -> list[Draft]:
+        """Guess within the newest plan."""
+        most = self.run.plan.gamma if isinstance(self.run.plan, Plan) else 0
+        self._drafts = self._drafter.propose([min(limit, most) for limit in limits], sampler)
+        return self._drafts
+
+    def observe(self, emitted: Sequence[Tensor]) -> None:
+        """Learn, and let the plan learn."""
+        from remnant.speculative._lists import ints  # of torch, which planning alone does without
+
+        for draft, tokens in zip(self._drafts, emitted, strict=False):
+            ids = ints(draft.ids)[: len(tokens)]  # what comes behind an end token was not looked at
+            if ids and draft.tree is None:
+                self.run.observe_block(len(ids), common_prefix(ids, ints(tokens)))
+        self._drafts = []
+        self._drafter.observe(emitted)
+
+    def rollback(self, counts: Sequence[int]) -> None:
+        """Take back."""
+        self._drafter.rollback(counts)
+
+    def nbytes(self) -> int:
+        """Bytes that the drafter holds, as far as it says so."""
+        own = getattr(self._drafter, "nbytes", None)
+        return int(own()) if own else 0

@@ -25,6 +25,7 @@ class Sizes:
         weights_from: `given`, `weight files` or `estimate`.
         element: bytes per number of weights and cache.
         slots: per kind of layer, (bytes per token of one layer, tokens it looks back or 0, number of such layers).
+        copy: bytes per token of one layer's keys and values, repeated for every query head.
         width: hidden size.
         inner: width of the feed-forward part.
         vocab: token ids.
@@ -36,6 +37,7 @@ class Sizes:
     weights_from: str
     element: int
     slots: tuple[tuple[int, int, int], ...]
+    copy: int
     width: int
     inner: int
     vocab: int
@@ -79,9 +81,11 @@ def read_sizes(given: Any, dtype: Any = "auto", weights: int | None = None) -> S
     vocab = _size(text, model.name, "vocab_size")
     inner = _size(text, model.name, "intermediate_size", "ffn_dim", "n_inner", default=4 * width)
     whole, source = (weights, "given") if weights is not None else _weights(given, model, element)
+    query = _size(text, model.name, "num_attention_heads", "n_head", "num_heads", "n_heads")
+    copy = max((layer.token_bytes(element) * max(1, query // layer.heads) for layer in model.layers), default=0)
     groups = Counter((layer.token_bytes(element), layer.span) for layer in model.layers)
     slots = tuple((size, span, count) for (size, span), count in groups.items())
-    return Sizes(model.name, whole, source, element, slots, width, inner, vocab, model.positions)
+    return Sizes(model.name, whole, source, element, slots, copy, width, inner, vocab, model.positions)
 
 
 def _model(given: Any) -> Model:
