@@ -16,14 +16,16 @@ if TYPE_CHECKING:
     from remnant_vllm.connector import RemnantConnector
     from remnant_vllm.counts import gone_blocks, kept_tokens
     from remnant_vllm.drafter import LookupDrafter
+    from remnant_vllm.rapid import RapidDrafter
     from remnant_vllm.settings import Settings
 
-__all__ = ["LookupDrafter", "RemnantConnector", "Settings", "gone_blocks", "kept_tokens"]
+__all__ = ["LookupDrafter", "RapidDrafter", "RemnantConnector", "Settings", "gone_blocks", "kept_tokens"]
 
 __getattr__, __dir__ = attach(
     __name__,
     {
         "LookupDrafter": "remnant_vllm.drafter",
+        "RapidDrafter": "remnant_vllm.rapid",
         "RemnantConnector": "remnant_vllm.connector",
         "Settings": "remnant_vllm.settings",
         "gone_blocks": "remnant_vllm.counts",
