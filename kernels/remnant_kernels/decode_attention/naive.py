@@ -75,7 +75,7 @@ def naive_decode_attention(
     """
     b, hq, d = q.shape
     h, s, g = k.shape[1], k.shape[2], q.shape[1] // k.shape[1]
-    scale = d**-0.5 if scale is None else scale
+    factor = d**-0.5 if scale is None else scale
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
     out = torch.zeros(b, hq, v.shape[3], dtype=wide, device=q.device)
     lse = torch.full((b, hq), float("-inf"), dtype=wide, device=q.device)
@@ -84,7 +84,7 @@ def naive_decode_attention(
         for head in range(hq):
             kv = head // g
             n = s if lens is None else int(lens[i, kv])
-            x = (k[i, kv, :n].to(wide) @ q[i, head].to(wide)) * scale
+            x = (k[i, kv, :n].to(wide) @ q[i, head].to(wide)) * factor
             if softcap is not None:
                 x = softcap * torch.tanh(x / softcap)
             if bias is not None:
