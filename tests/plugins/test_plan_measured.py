@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-import weakref
 from collections.abc import Sequence
 from typing import Any, ClassVar
 
@@ -12,8 +11,6 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers", reason="pip install 'remnant[hf]'")
 
-from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils._pytree import tree_leaves  # noqa: E402
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM  # noqa: E402
 
 from remnant.errors import ConfigError  # noqa: E402
@@ -21,41 +18,12 @@ from remnant.speculative import Draft, MemoryModel, ModelDrafter, Plan, Refusal,
 from remnant.speculative.calibration import Acceptance  # noqa: E402
 from remnant.speculative.costs import Measured  # noqa: E402
 from remnant.speculative.guard import GuardedTarget  # noqa: E402
+from remnant.speculative.live import LiveBytes  # noqa: E402
 from remnant.speculative.planner import Planner  # noqa: E402
 from remnant.speculative.replan import PlannedDrafter, Replanner  # noqa: E402
 from remnant.speculative.turns import Turns  # noqa: E402
 from remnant.testbed import load  # noqa: E402
 from remnant_hf._target import ModelTarget  # noqa: E402
-
-
-class Live(TorchDispatchMode):
-    """Bytes of every tensor that is alive, and the most there were at once."""
-
-    def __init__(self, model: Any, *more: Any) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen: Any = weakref.WeakSet()
-        for one in (model, *more):
-            for tensor in (*one.parameters(), *one.buffers()):
-                self._note(tensor)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if isinstance(tensor, torch.Tensor):
-                self._note(tensor)
-        return out
-
-    def _note(self, tensor: Any) -> None:
-        storage = tensor.untyped_storage()
-        if storage not in self._seen:
-            self._seen.add(storage)
-            self.now += storage.nbytes()
-            self.peak = max(self.peak, self.now)
-            weakref.finalize(storage, self._gone, storage.nbytes())
-
-    def _gone(self, count: int) -> None:
-        self.now -= count
 
 
 class Guesses:
@@ -106,6 +74,23 @@ def small(testbed: Any) -> Any:
     return LlamaForCausalLM(config).eval()
 
 
+def test_live_bytes_come_and_go():
+    with LiveBytes() as live:
+        a = torch.zeros(1000)
+        b = a.view(10, 100)[:5]
+        assert live.now == live.peak == 4000
+        c = a + 1
+        assert live.now == 8000
+        del a, c
+        assert live.now == 4000, "a view keeps its storage"
+        del b
+        assert live.now == 0
+        parts = torch.ones(6).split(2)
+        assert live.now == 24
+        del parts
+    assert (live.now, live.peak) == (0, 8000)
+
+
 def prompts(rows: int, length: int, seed: int = 0) -> list[Any]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randint(3, 2000, (length,), generator=generator) for _ in range(rows)]
@@ -140,7 +125,7 @@ def test_the_engine_peaks_within_ten_percent(testbed: Any, rows: int, length: in
     new, chunk = 24, 64
     target = ModelTarget(testbed, chunk=chunk)
     drafter = Guesses([torch.zeros(new, dtype=torch.int64)] * rows)
-    with Live(testbed) as live:
+    with LiveBytes(testbed) as live:
         generate(target, drafter, prompts(rows, length - new), new, num_draft=n - 1)
     model = MemoryModel(testbed.config, None, "float32", chunk=chunk, copied_rows=1)
     predicted = model.total(rows, length, n, lazy_logits=False)
@@ -150,7 +135,7 @@ def test_the_engine_peaks_within_ten_percent(testbed: Any, rows: int, length: in
 def test_a_drafter_with_weights_peaks_within_ten_percent(testbed: Any, small: Any):
     length, n, new, chunk = 500, 5, 16, 64
     target, drafter = ModelTarget(testbed, chunk=chunk), ModelDrafter(ModelTarget(small, chunk=chunk))
-    with Live(testbed, small) as live:
+    with LiveBytes(testbed, small) as live:
         generate(target, drafter, prompts(1, length - new), new, num_draft=n - 1)
     model = MemoryModel(testbed.config, small.config, "float32", chunk=chunk, copied_rows=1)
     predicted = model.total(1, length, n, lazy_logits=False)
@@ -163,7 +148,7 @@ def test_stock_assisted_generation_peaks_within_ten_percent(testbed: Any, small:
     small.generation_config.num_assistant_tokens_schedule = "constant"
     small.generation_config.assistant_confidence_threshold = 0.0
     ids = prompts(1, length - new)[0][None]
-    with Live(testbed, small) as live:
+    with LiveBytes(testbed, small) as live:
         testbed.generate(ids, assistant_model=small, max_new_tokens=new, do_sample=False, eos_token_id=None)
     # The stock loop reads the whole prompt in one pass, together with the first draft.
     model = MemoryModel(testbed.config, small.config, "float32", chunk=length - new, copied_rows=1)
@@ -195,7 +180,7 @@ def test_no_run_outgrows_its_plan_and_all_say_what_plain_decoding_says(testbed: 
         plain = greedy(testbed, ids, new)
         target = GuardedTarget(ModelTarget(testbed, chunk=32), got)
         assert isinstance(target, Target)
-        with Live(testbed) as live:
+        with LiveBytes(testbed) as live:
             out = generate(target, Guesses(plain, 0.8, case), ids, new, plan=got)
         assert live.peak <= got.total <= budget
         assert target.guard.peak <= got.bytes["kv"]
