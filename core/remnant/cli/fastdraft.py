@@ -29,6 +29,7 @@ def fastdraft(
     start: Annotated[
         Path | None, typer.Option(help="A drafter to begin with: aligned only, unless steps are given.", metavar="DIR")
     ] = None,
+    embedding: Annotated[str, typer.Option(help="Begin with the target's, made narrower, or at random.")] = "target",
     width: Annotated[int | None, typer.Option(help="Instead of the search, with --depth.")] = None,
     depth: Annotated[int | None, typer.Option(help="Instead of the search, with --width.")] = None,
     minutes: Annotated[float, typer.Option(help="For the whole run; steps and samples follow.")] = 20.0,

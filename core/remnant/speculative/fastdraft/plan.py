@@ -24,10 +24,26 @@ from remnant.speculative.fastdraft.loop import Stage, Teacher, train_stage
 from remnant.speculative.fastdraft.samples import complete
 from remnant.speculative.fastdraft.search import measure_verify, search
 from remnant.speculative.fastdraft.settings import Settings
-from remnant.speculative.fastdraft.shape import Shape, block_of, candidates, draft_config, new_draft
+from remnant.speculative.fastdraft.shape import (
+    Shape,
+    block_of,
+    borrow_embedding,
+    candidates,
+    draft_config,
+    new_draft,
+)
 from remnant.speculative.fastdraft.target import Target
 
-__all__ = ["default_lr", "given_shape", "make_plan", "read_plan", "shapes_for"]
+__all__ = [
+    "default_lr",
+    "first_draft",
+    "given_shape",
+    "make_plan",
+    "read_plan",
+    "shapes_for",
+    "stage_for",
+    "teacher_for",
+]
 
 _SHARES = {"pretrain": 0.42, "samples": 0.15, "align": 0.33}  # of the minutes; the rest searches and measures
 _BATCH = 64
@@ -35,8 +51,8 @@ _TEMPERATURE = 0.6  # of the acceptance that shapes are compared by
 
 
 def default_lr(width: int) -> float:
-    """Peak learning rate: 6e-4 at 768 channels, more for narrower drafters, 3e-3 at most."""
-    return min(3e-3, 6e-4 * (768 / width) ** 0.5)
+    """Peak learning rate: 6e-4 at 768 channels, inversely with the width, 6e-3 at most."""
+    return min(6e-3, 6e-4 * 768 / width)
 
 
 def given_shape(settings: Settings, target: Target, budget: int) -> Shape | None:
@@ -115,7 +131,7 @@ def make_plan(
     timing = measure_verify(model, settings.num_draft)
 
     def pilot(shape: Shape) -> float:
-        draft = new_draft(draft_config(target.config, shape), settings.seed).to(device)
+        draft = first_draft(settings, target, model, shape).to(device)
         train_stage(draft, data.corpus, stage_for(settings, "pilot", settings.pilot_steps, shape.width))
         rng = np.random.default_rng([settings.seed, 2])
         return expected_acceptance(model, draft, data.corpus, _TEMPERATURE, real, rng, settings.rows, settings.length)
@@ -143,6 +159,14 @@ def make_plan(
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "plan.json", plan)
     return plan
+
+
+def first_draft(settings: Settings, target: Target, model: Any, shape: Shape) -> Any:
+    """The drafter before any training of ours, in float32: that is what is trained."""
+    draft = new_draft(draft_config(target.config, shape), settings.seed)
+    if settings.embedding == "target":
+        borrow_embedding(draft, model, settings.seed)
+    return draft
 
 
 def stage_for(settings: Settings, name: str, steps: int, width: int) -> Stage:

@@ -17,10 +17,10 @@ from remnant.speculative.fastdraft.checkpoint import write_json
 from remnant.speculative.fastdraft.data import Data, Rows, check_files, read_data
 from remnant.speculative.fastdraft.evaluate import evaluate
 from remnant.speculative.fastdraft.loop import train_stage
-from remnant.speculative.fastdraft.plan import make_plan, read_plan, shapes_for, stage_for, teacher_for
+from remnant.speculative.fastdraft.plan import first_draft, make_plan, read_plan, shapes_for, stage_for, teacher_for
 from remnant.speculative.fastdraft.samples import make_samples
 from remnant.speculative.fastdraft.settings import Settings
-from remnant.speculative.fastdraft.shape import Shape, draft_config, new_draft
+from remnant.speculative.fastdraft.shape import Shape
 from remnant.speculative.fastdraft.target import Target, load_model, load_tokenizer, read_target, stops
 
 __all__ = ["run"]
@@ -66,7 +66,7 @@ def run(settings: Settings, out: Path, resume: bool = False, progress: Progress 
         if start is not None:
             shapes = [start]
         plan = make_plan(settings, target, model, data, shapes, device, real, ends, work, progress)
-    draft = _first(settings, target, plan).to(device)
+    draft = _first(settings, target, model, plan).to(device)
     timed = _pretrain(settings, plan, draft, data, work, progress)
     before = _measure(settings, model, draft, data, ends, real, work / "before.json", progress)
     prompts = data.prompts[: plan["samples"]]
@@ -142,11 +142,11 @@ def _read(settings: Settings, tokenizer: Any) -> Data:
     )
 
 
-def _first(settings: Settings, target: Target, plan: dict[str, Any]) -> Any:
-    """The drafter as it is before any training of ours, in float32: that is what is trained."""
+def _first(settings: Settings, target: Target, model: Any, plan: dict[str, Any]) -> Any:
+    """The drafter that training begins with."""
     if settings.start is not None:
         return load_model(str(settings.start), "cpu").requires_grad_(True)
-    return new_draft(draft_config(target.config, Shape(**plan["shape"])), settings.seed)
+    return first_draft(settings, target, model, Shape(**plan["shape"]))
 
 
 def _pretrain(

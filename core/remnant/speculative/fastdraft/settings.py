@@ -11,6 +11,8 @@ from remnant.speculative.fastdraft.losses import LOSSES
 
 __all__ = ["Settings"]
 
+_EMBEDDINGS = ("target", "random")
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -23,6 +25,7 @@ class Settings:
         more: text files for continued pretraining.
         prompts: file of prompts; None cuts them from the corpus.
         start: folder of a drafter to begin with, instead of searching a shape and pretraining.
+        embedding: `target` begins with the target's embedding, projected to the drafter's width; `random` without.
         width: fixes the shape, with `depth`.
         depth: fixes the shape, with `width`.
         minutes: for the whole run; steps and samples that are not given follow from it and are kept in `plan.json`.
@@ -53,6 +56,7 @@ class Settings:
     more: tuple[Path, ...] = ()
     prompts: Path | None = None
     start: Path | None = None
+    embedding: str = "target"
     width: int | None = None
     depth: int | None = None
     minutes: float = 20.0
@@ -80,6 +84,8 @@ class Settings:
         """Refuse what cannot be meant."""
         if self.loss not in LOSSES:
             raise unknown("loss", self.loss, LOSSES)
+        if self.embedding not in _EMBEDDINGS:
+            raise unknown("embedding", self.embedding, _EMBEDDINGS)
         if self.target != "testbed" and not self.corpus:
             raise ConfigError(f"no corpus for {self.target!r}", do="give text files: --corpus FILE")
         if self.target == "testbed" and (self.corpus or self.more or self.prompts):

@@ -11,7 +11,7 @@ import torch
 from remnant.errors import ConfigError
 from remnant.speculative.fastdraft.hf import hf
 
-__all__ = ["BLOCKS", "Shape", "block_of", "candidates", "draft_config", "new_draft", "smallest"]
+__all__ = ["BLOCKS", "Shape", "block_of", "borrow_embedding", "candidates", "draft_config", "new_draft", "smallest"]
 
 BLOCKS = ("llama", "mistral", "qwen2", "qwen3")
 """Kinds of block that a drafter takes over from its target; every other target gets a Llama drafter.
@@ -169,6 +169,33 @@ def new_draft(config: Any, seed: int) -> Any:
             elif name.endswith("bias"):
                 parameter.zero_()
     return model
+
+
+@torch.no_grad()
+def borrow_embedding(draft: Any, target: Any, seed: int) -> None:
+    """Begin with the target's embedding, projected to the drafter's width: which tokens are alike is known by then.
+
+    The best `width` directions of the target's `[V, d]` matrix are kept, turned at random so that no channel carries
+    more than another, and brought to the scale that the drafter's embedding had. Nothing happens where the target is
+    narrower than the drafter.
+
+    Args:
+        draft: an untrained drafter, changed in place.
+        target: the target.
+        seed: of the turn.
+
+    Source: none for FastDraft, which begins at random.
+    """
+    mine, whole = draft.get_input_embeddings().weight, target.get_input_embeddings().weight.detach().float()
+    width = mine.shape[1]
+    if whole.shape[0] != mine.shape[0] or whole.shape[1] < width:
+        return
+    linalg: Any = torch.linalg
+    # Through the d x d Gram matrix: the singular vectors of a V x d one would cost V more memory.
+    directions = linalg.eigh(whole.T @ whole).eigenvectors[:, -width:]
+    turn = linalg.qr(torch.randn(width, width, generator=torch.Generator().manual_seed(seed))).Q
+    made = (whole @ directions).to(mine.device) @ turn.to(mine.device)
+    mine.copy_(made * (mine.std() / made.std().clamp(min=1e-12)))
 
 
 def _initial_std(name: str, config: Any) -> float:
