@@ -13,7 +13,7 @@ from torch import Tensor
 from remnant.errors import ConfigError
 from remnant.speculative._lists import ints
 from remnant.speculative._text import Text
-from remnant.speculative.accept import accept_chain, accepted_prefix, draw, uniforms, walk_tree
+from remnant.speculative.accept import accept_chain, accepted_prefix, at_place, choose, draw, uniforms, walk_tree
 from remnant.speculative.drafter import Draft, Sampler
 from remnant.speculative.target import Target
 from remnant.speculative.tree import Tree
@@ -149,12 +149,11 @@ class Verifier:
             done = accept_chain(ids, tilted, q, len=lengths, generator=generator)
             return done.n, done.next
         n = accepted_prefix(ids, tilted, q, uniforms(tuple(ids.shape), p, generator), lengths)
-        rows = torch.arange(ids.shape[0], device=ids.device)
-        left = p[rows, n]
+        left = at_place(p, n)
         if ids.shape[1]:
             q = torch.zeros_like(p[:, :-1]).scatter_(-1, ids.unsqueeze(-1), 1.0) if q is None else q
-            rejected = own(left, q[rows, n.clamp(max=ids.shape[1] - 1)], tilted[rows, n])
-            left = torch.where((n < lengths).unsqueeze(-1), rejected, left)
+            rejected = own(left, at_place(q, n.clamp(max=ids.shape[1] - 1)), at_place(tilted, n))
+            left = choose(n < lengths, rejected, left)
         return n, draw(left, uniforms((ids.shape[0],), p, generator))
 
 

@@ -25,6 +25,8 @@ __all__ = [
     "accept_chain",
     "accept_tree",
     "accepted_prefix",
+    "at_place",
+    "choose",
     "draw",
     "reject",
     "residual",
@@ -130,12 +132,12 @@ def accept_chain(
     ids = ids.masked_fill(torch.arange(g, device=ids.device) >= lengths.unsqueeze(1), 0)
     n = accepted_prefix(ids, p, q, u[:, :g], lengths)
 
-    rows = torch.arange(b, device=ids.device)
-    left = p[rows, n]
+    left = at_place(p, n)
     if g:
         at = n.clamp(max=g - 1)
-        rejected = residual_det(left, ids[rows, at]) if q is None else residual(left, q[rows, at])
-        left = torch.where((n < lengths).unsqueeze(-1), rejected, left)
+        token = ids.gather(1, at.unsqueeze(1)).squeeze(1)
+        rejected = residual_det(left, token) if q is None else residual(left, at_place(q, at))
+        left = choose(n < lengths, rejected, left)
     last = u[:, g] if u.shape[1] > g else uniforms((b,), p, generator)
     return Accepted(n, draw(left, last), n + 1)
 
@@ -251,13 +253,26 @@ def uniforms(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | 
     return torch.rand(shape, generator=generator, device=device, dtype=kind).to(like.device)
 
 
+def at_place(x: Tensor, place: Tensor) -> Tensor:
+    """`x[row, place[row]]` of every row: `[B, T, V]` and `[B]` to `[B, V]`, by whole rows, which indexing is not."""
+    b, t, v = x.shape
+    return x.reshape(b * t, v).index_select(0, torch.arange(b, device=x.device) * t + place)
+
+
+def choose(flag: Tensor, yes: Tensor, no: Tensor) -> Tensor:
+    """Per row `[B]` one of two `[B, V]`, by whole rows, which `torch.where` is not."""
+    rows = torch.arange(flag.shape[0], device=flag.device)
+    return torch.cat([no, yes.to(no.dtype)]).index_select(0, rows + flag * flag.shape[0])
+
+
 def _wide(x: Tensor) -> Tensor:
     return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _normalised(rest: Tensor, fallback: Tensor) -> Tensor:
     mass = rest.sum(-1, keepdim=True)
-    return torch.where(mass > 0, rest / mass, fallback)
+    none = mass <= 0
+    return torch.addcmul(rest / (mass + none), fallback, none.to(rest.dtype))
 
 
 def _listed(p: Tensor, tokens: list[int], bars: list[float]) -> tuple[int | None, Tensor]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from remnant.errors import ConfigError, ShapeError
-from remnant.kv.select import top_mask
 from remnant.speculative._lists import ints
 
 __all__ = ["Tree"]
@@ -87,10 +86,7 @@ class Tree:
     def from_topk(
         cls, logits_fn: Callable[[Tensor], Tensor], depth: int, top_k: int, n: int, *, root: int | Tensor = 0
     ) -> Tree:
-        """Grow a tree where the drafter is most certain.
-
-        Each level expands the `top_k` likeliest nodes of the level before by `top_k` children; the `n - 1` likeliest
-        nodes of all levels stay. Likely means by the product of probabilities along the path.
+        """Grow a tree where the drafter is most certain; `Growth` says how.
 
         Args:
             logits_fn: `[m, 1 + d]` int64 paths of d tokens, each beginning with the root -> `[m, V]` logits of what
@@ -106,16 +102,16 @@ class Tree:
 
         Raises:
             ConfigError: a number below its bound.
+            ShapeError: logits for another number of paths, or NaN.
 
         Source: Li et al. 2024 (EAGLE-2), arXiv 2406.16858, sections 4.1 and 4.2.
         """
-        if depth < 0 or top_k < 1 or n < 1:
-            raise ConfigError(f"depth {depth}, top_k {top_k}, n {n}", accepted="depth of 0, top_k and n of 1 or more")
-        grown = _grow(logits_fn, depth, top_k, n, root)
-        ids, parent, level, cum, own = (torch.cat(part) for part in zip(*grown, strict=True))
-        kept = cum.argsort(descending=True, stable=True)[:n]
-        keep = torch.zeros(ids.shape[0], dtype=torch.bool, device=ids.device).index_fill(0, kept, True)
-        return cls(ids, parent, level, own).prune(keep)
+        from remnant.speculative.growth import Growth
+
+        growth = Growth(root, depth, top_k, n)
+        while not growth.done:
+            growth.feed(logits_fn(growth.paths))
+        return growth.tree()
 
     def __len__(self) -> int:
         """Nodes, the root among them."""
@@ -185,42 +181,3 @@ class Tree:
         paths = [self.path(node) for node in range(len(self)) if not kin[node]]
         width = max(map(len, paths))
         return self.ids.new_tensor([path + [-1] * (width - len(path)) for path in paths])
-
-
-_Level = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-
-
-def _grow(logits_fn: Callable[[Tensor], Tensor], depth: int, top_k: int, n: int, root: int | Tensor) -> list[_Level]:
-    """Every node that was looked at, level by level: ids, parents, depths, log probability of path and of node."""
-    paths = torch.as_tensor(root, dtype=torch.int64).reshape(1, 1)
-    cum = torch.zeros(1, dtype=torch.float64, device=paths.device)
-    nodes = torch.zeros(1, dtype=torch.int64, device=paths.device)
-    levels: list[_Level] = [(paths[0], nodes.int() - 1, nodes.int(), cum, cum.exp())]
-    size = 1
-    for level in range(1, depth + 1 if n > 1 else 1):
-        logp, ids = _best(logits_fn(paths), top_k)
-        total = cum.to(logp.device).unsqueeze(1) + logp
-        real = total.flatten() > float("-inf")
-        ids, total, own = ids.flatten()[real], total.flatten()[real], logp.exp().flatten()[real]
-        if not ids.numel():
-            break
-        above = _rows(paths.shape[0], real)
-        levels.append((ids, nodes[above].int(), torch.full_like(ids, level, dtype=torch.int32), total, own))
-        best = total.argsort(descending=True, stable=True)[:top_k]
-        paths, cum = torch.cat([paths[above[best]], ids[best].unsqueeze(1)], 1), total[best]
-        nodes, size = best + size, size + ids.numel()
-    return levels
-
-
-def _rows(m: int, real: Tensor) -> Tensor:
-    return torch.arange(m, device=real.device).repeat_interleave(real.shape[0] // m)[real]
-
-
-def _best(logits: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
-    """The likeliest tokens of each row: log probabilities `[m, k]` float64 falling, and ids; ties by smaller id."""
-    logp = logits.double().log_softmax(-1).clamp(max=0)
-    k, v = min(top_k, logp.shape[-1]), logp.shape[-1]
-    order = -torch.arange(v, device=logp.device).expand_as(logp)
-    ids = top_mask(logp, k, order).nonzero()[:, -1].view(-1, k)
-    falling, at = logp.gather(1, ids).sort(descending=True, stable=True)
-    return falling, ids.gather(1, at)
