@@ -1,0 +1,215 @@
+"""FastDraft on the testbed: does the target's own text raise acceptance, and what is the trained draft worth.
+
+Arms of the claim, three seeds each, one drafter per seed that all arms begin with: `pretrained` (on the testbed's own
+corpus), `corpus` (as many steps more on that corpus) and `target` (as many on the target's completions). The `losses`
+rows begin with the first seed's drafter and differ in what the alignment minimises.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from remnant.speculative.fastdraft.card import fingerprint, versions
+from remnant.speculative.fastdraft.evaluate import evaluate
+from remnant.speculative.fastdraft.loop import Stage, Teacher, train_stage
+from remnant.speculative.fastdraft.samples import Samples, make_samples
+from remnant.speculative.fastdraft.shape import Shape, borrow_embedding, draft_config, new_draft
+from remnant.speculative.fastdraft.target import load_model, load_tokenizer, read_target, stops
+from remnant.speculative.fastdraft.testbed_data import read_testbed
+
+FOLDER = Path(__file__).resolve().parent / "results"
+SHAPE = Shape(width=48, depth=1, heads=2, kv_heads=1, head_dim=32, mlp=160)
+ROWS, LENGTH, LR = 16, 96, 6e-3
+GAMMA = 3
+
+
+class Bench:
+    """The target with its samples; the same for every arm."""
+
+    def __init__(self, prompts: int, measured: int, work: Path) -> None:
+        """Load and let the target complete the prompts."""
+        self.target = read_target("testbed")
+        self.model = load_model("testbed", "cpu")
+        tokenizer = load_tokenizer(self.target)
+        self.ends, self.real = stops(self.model, tokenizer), len(tokenizer)
+        self.data = read_testbed(prompts, measured, seed=1, length=LENGTH)
+        self.samples: Samples = make_samples(self.model, self.data.prompts, work, 48, self.ends, self.real, seed=1)
+
+    def fresh(self, seed: int) -> Any:
+        """An untrained drafter."""
+        draft = new_draft(draft_config(self.target.config, SHAPE), seed)
+        borrow_embedding(draft, self.model, seed)
+        return draft
+
+    def train(self, draft: Any, rows: Any, steps: int, lr: float, seed: int, loss: str = "ce", **options: Any) -> Any:
+        """A further trained copy."""
+        copied = copy.deepcopy(draft)
+        stage = Stage("bench", steps, ROWS, LENGTH, lr, seed, loss=loss, **options)
+        train_stage(copied, rows, stage, teacher=Teacher(self.model, self.real, self.ends))
+        return copied
+
+    def measure(self, draft: Any, seed: int) -> dict[str, Any]:
+        """Verified by the target; the same prompts for every arm."""
+        return evaluate(self.model, draft, self.data.held_out, self.ends, self.real, GAMMA, seed=seed, new=40)
+
+
+def main(arguments: list[str]) -> int:
+    """Measure and append; `--plot` draws what is there."""
+    parser = argparse.ArgumentParser(prog="run.py drafting_fastdraft", description=__doc__)
+    parser.add_argument("--steps", type=int, default=300, help="of pretraining")
+    parser.add_argument("--further", type=int, default=200, help="steps of every arm")
+    parser.add_argument("--prompts", type=int, default=2048)
+    parser.add_argument("--measured", type=int, default=8, help="held-out prompts per domain")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--part", choices=("claim", "losses", "shipped", "all"), default="all")
+    parser.add_argument("--json", action="store_true", help="print the rows")
+    parser.add_argument("--plot", action="store_true", help="only draw")
+    parser.add_argument("--out", type=Path, default=FOLDER / "drafting_fastdraft.jsonl")
+    args = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if not args.plot:
+        with tempfile.TemporaryDirectory(prefix="fastdraft-") as work:
+            _measure(args, _facts(arguments), Path(work))
+    chart = args.out.with_suffix(".png")
+    rows = [json.loads(line) for line in args.out.read_text().splitlines() if line.strip()]
+    draw(rows, chart)
+    print(json.dumps({"chart": str(chart)}) if args.json else chart)
+    return 0
+
+
+def _measure(args: argparse.Namespace, facts: dict[str, Any], work: Path) -> None:
+    bench = Bench(args.prompts, args.measured, work)
+    head = {"benchmark": "drafting_fastdraft", "shape": SHAPE.to_dict(), "steps": args.steps, "further": args.further,
+            "samples": len(bench.samples), "sample_tokens": bench.samples.tokens,
+            "target_sha256": fingerprint(bench.model)[:16], **facts}  # fmt: skip
+    if args.part in ("claim", "losses", "all"):
+        _arms(args, bench, head)
+    if args.part in ("shipped", "all"):
+        _shipped(args, bench, head)
+
+
+def _arms(args: argparse.Namespace, bench: Bench, head: dict[str, Any]) -> None:
+    for seed in range(args.seeds if args.part != "losses" else 1):
+        began = time.perf_counter()
+        first = bench.train(bench.fresh(seed), bench.data.corpus, args.steps, LR, 10 + seed)
+        if args.part != "losses":
+            _append(
+                args, {**head, "part": "claim", "arm": "pretrained", "seed": seed}, bench.measure(first, seed), began
+            )
+            for arm, rows in (("corpus", bench.data.corpus), ("target", bench.samples)):
+                began = time.perf_counter()
+                draft = bench.train(first, rows, args.further, LR / 2, 20 + seed)
+                _append(args, {**head, "part": "claim", "arm": arm, "seed": seed}, bench.measure(draft, seed), began)
+        if seed == 0 and args.part in ("losses", "all"):
+            _losses(args, bench, head, first)
+
+
+def _losses(args: argparse.Namespace, bench: Bench, head: dict[str, Any], first: Any) -> None:
+    arms: tuple[tuple[str, dict[str, Any]], ...] = (
+        ("kl", {}), ("tvd", {}), ("ce+kl", {}), ("ce+tvd", {}), ("kl", {"top": 8}), ("kl", {"on_policy": 0.25}),
+    )  # fmt: skip
+    for loss, options in arms:
+        began = time.perf_counter()
+        draft = bench.train(first, bench.samples, args.further, LR / 2, 20, loss, **options)
+        row = {**head, "part": "losses", "arm": loss, "options": options, "seed": 0}
+        _append(args, row, bench.measure(draft, 0), began)
+
+
+def _shipped(args: argparse.Namespace, bench: Bench, head: dict[str, Any]) -> None:
+    """The draft in the wheel, trained by `remnant fastdraft testbed`, on benchmark prompts."""
+    from remnant.testbed import load_draft
+
+    began = time.perf_counter()
+    draft = load_draft()
+    row = {k: v for k, v in head.items() if k not in ("shape", "steps", "further", "samples", "sample_tokens")}
+    row |= {"part": "shipped", "arm": "shipped", "seed": 0, "draft_sha256": fingerprint(draft)[:16]}
+    _append(args, row, bench.measure(draft, 0), began)
+
+
+def _append(args: argparse.Namespace, row: dict[str, Any], found: dict[str, Any], began: float) -> None:
+    row = {**row, **found, "took": time.perf_counter() - began}
+    args.out.parent.mkdir(exist_ok=True)
+    with args.out.open("a") as file:
+        file.write(json.dumps(row) + "\n")
+    if args.json:
+        print(json.dumps(row), flush=True)
+        return
+    shown = "  ".join(
+        f"{mode} AR {row[mode]['all']['acceptance']:.3f} tau {row[mode]['all']['block_efficiency']:.2f} "
+        f"({row[mode]['all']['block_efficiency_predicted']:.2f})"
+        for mode in ("greedy", "T=0.6")
+    )
+    print(f"{row['part']:<8}{row['arm']:<12}{row['seed']}  {shown}  {row.get('options', '')}", flush=True)
+
+
+def _facts(arguments: list[str]) -> dict[str, Any]:
+    sha = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False).stdout.strip()
+    command = " ".join(["python benchmarks/run.py drafting_fastdraft", *arguments])
+    import platform
+
+    return {"git_sha": sha, "command": command, "device": f"cpu ({platform.machine()})", "threads": 1,
+            "versions": versions()}  # fmt: skip
+
+
+def draw(rows: list[dict[str, Any]], out: Path) -> None:
+    """Acceptance of the arms by seed, of the losses, and of the shipped draft by domain."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
+    arms, modes = ("pretrained", "corpus", "target"), ("greedy", "T=0.6")
+    for i, mode in enumerate(modes):
+        for j, arm in enumerate(arms):
+            found = [r[mode]["all"]["acceptance"] for r in _part(rows, "claim") if r["arm"] == arm]
+            if found:
+                x = j + (i - 0.5) * 0.36
+                left.bar(x, sum(found) / len(found), 0.34, color=f"C{i}", label=mode if j == 0 else None)
+                left.plot([x] * len(found), found, "k.", markersize=4)
+    left.set_xticks(range(3), ["corpus only", "more corpus", "target's text"])
+    left.set_title("The claim: accepted / drafted (dots: seeds)")
+    base = [r for r in _part(rows, "claim") if r["arm"] == "target" and r["seed"] == 0]
+    losses = [("ce", r) for r in base[-1:]] + [(_name(r), r) for r in _part(rows, "losses")]
+    for i, mode in enumerate(modes):
+        middle.bar([j + (i - 0.5) * 0.36 for j in range(len(losses))],
+                   [r[mode]["all"]["acceptance"] for _, r in losses], 0.34, color=f"C{i}")  # fmt: skip
+    middle.set_xticks(range(len(losses)), [name for name, _ in losses], rotation=30, ha="right")
+    middle.set_title("Losses of the alignment, one seed, equal steps")
+    for row in _part(rows, "shipped")[-1:]:
+        domains = list(row["greedy"])
+        for i, mode in enumerate(modes):
+            right.bar([j + (i - 0.5) * 0.36 for j in range(len(domains))],
+                      [row[mode][d]["block_efficiency"] for d in domains], 0.34, color=f"C{i}")  # fmt: skip
+        right.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
+        right.axhline(1, color="black", linewidth=0.8, linestyle=":")
+    right.set_title(f"The shipped draft: tokens per pass of the target, {GAMMA} drafted")
+    left.legend()
+    for axes in (left, middle, right):
+        axes.grid(axis="y", alpha=0.3)
+    figure.savefig(out, dpi=110)
+    plt.close(figure)
+
+
+def _name(row: dict[str, Any]) -> str:
+    return " ".join([row["arm"], *(f"{k}={v}" for k, v in row["options"].items())])
+
+
+def _part(rows: list[dict[str, Any]], part: str) -> list[dict[str, Any]]:
+    """The rows of the commit that measured this part last."""
+    found = [row for row in rows if row["part"] == part]
+    return [row for row in found if row["git_sha"] == found[-1]["git_sha"]]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
