@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     )
     from remnant.speculative.drafter import Draft, Drafter, get_drafter, list_drafters
     from remnant.speculative.drafters.model import ModelDrafter
+    from remnant.speculative.drafters.tree import TreeDrafter
     from remnant.speculative.engine import Output, generate
     from remnant.speculative.memory_model import MemoryModel
     from remnant.speculative.planner import Plan, Refusal, plan
@@ -36,6 +37,7 @@ _MODULES = {
     "accept": "Accepted Walk accept_chain accept_tree draw residual residual_det walk_tree",
     "drafter": "Draft Drafter get_drafter list_drafters",
     "drafters.model": "ModelDrafter",
+    "drafters.tree": "TreeDrafter",
     "engine": "Output generate",
     "memory_model": "MemoryModel",
     "planner": "Plan Refusal plan",
@@ -60,6 +62,7 @@ __all__ = [
     "SpecStats",
     "Target",
     "Tree",
+    "TreeDrafter",
     "VocabMap",
     "Walk",
     "accept_chain",

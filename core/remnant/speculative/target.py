@@ -40,7 +40,7 @@ class Target(Protocol):
         ...
 
     def step(self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None) -> Tensor:
-        """Run T further tokens per row behind the cache; none of them counts as cached until `commit`.
+        """Run T further tokens per row behind the cache; none of them counts as cached until `commit`, which follows.
 
         Args:
             tokens: `[B, T]` int64, padded on the right.
@@ -58,7 +58,8 @@ class Target(Protocol):
         """Cache some columns of the last `step`, and forget the others at once.
 
         Args:
-            keep: `[B, A]` int64, per row the columns to keep, ascending, padded on the right with -1; A may be 0.
+            keep: `[B, A]` int64, per row the columns to keep, ascending, padded on the right with -1; A of 0
+                keeps nothing.
         """
         ...
 

@@ -112,9 +112,7 @@ def test_q_is_the_distribution_that_was_drawn_from(small):
 def test_draws_follow_q(small, chi_square):
     rows = 4000
     drafter = ModelDrafter(small)
-    drafter.reset([PROMPTS[2]])
-    drafter._after, drafter._texts = drafter._after.repeat(rows, 1), [PROMPTS[2].tolist() for _ in range(rows)]
-    drafter._fed, drafter._drafted = [3] * rows, [[] for _ in range(rows)]
+    drafter.reset([PROMPTS[2]] * rows)
     drafts = drafter.propose([1] * rows, Sampler(generator=torch.Generator().manual_seed(1)))
     counts = torch.bincount(torch.cat([draft.ids for draft in drafts]), minlength=VOCAB)
     assert drafts[0].q is not None
@@ -129,7 +127,7 @@ def test_logits_are_kept_with_one_more(small):
         drafts = drafter.propose([3, 1, 2])
         for row, draft in enumerate(drafts):
             assert draft.logits is not None
-            whole = torch.tensor([*drafter._texts[row], *draft.ids.tolist()])
+            whole = torch.tensor([*drafter._follow.texts[row], *draft.ids.tolist()])
             assert torch.allclose(draft.logits, small.fresh(whole)[0][-len(draft) - 1 :])
             cut = draft.first(1).logits
             assert cut is not None
@@ -166,7 +164,7 @@ def test_rollback(small):
     drafter = ModelDrafter(small)
     drafter.reset(PROMPTS)
     drafter.observe([draft.ids for draft in drafter.propose([4, 4, 4])])
-    whole = [text.copy() for text in drafter._texts]
+    whole = [text.copy() for text in drafter._follow.texts]
     drafter.propose([2, 2, 2])
     drafter.rollback([0, 3, 4])
     for row, draft in enumerate(drafter.propose([3, 3, 3])):
