@@ -60,7 +60,7 @@ def copied() -> Callable[[dict[str, Any]], dict[str, Any]]:
     """Arguments that may be written to, strides kept."""
 
     def copies(kwargs: dict[str, Any]) -> dict[str, Any]:
-        return {name: _copy(value) if isinstance(value, torch.Tensor) else value for name, value in kwargs.items()}
+        return {name: _copied(value) for name, value in kwargs.items()}
 
     return copies
 
@@ -88,7 +88,11 @@ def _floating(value: Any) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point()
 
 
-def _copy(value: torch.Tensor) -> torch.Tensor:
+def _copied(value: Any) -> Any:
+    if isinstance(value, (tuple, list)):
+        return type(value)(_copied(item) for item in value)
+    if not isinstance(value, torch.Tensor):
+        return value
     made = torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=value.device)
     return made.copy_(value)
 
