@@ -124,7 +124,7 @@ class VocabMap:
         if t2d is None and (vocab_size is None or (not bool(d2t.any()) and len(d2t) < vocab_size)):
             raise ConfigError("a map that no table 't2d' confirms", accepted="d2t and t2d", do=_AGAIN)
         size = vocab_size if vocab_size is not None else len(cast(Tensor, t2d))
-        made = cls(d2t + torch.arange(len(d2t)), size)
+        made = cls(d2t + torch.arange(len(d2t), device="cpu"), size)
         if t2d is not None:
             made._confirm(t2d.cpu())
         return made
@@ -150,9 +150,9 @@ class VocabMap:
 
     def to_tensors(self) -> dict[str, Tensor]:
         """The tables: `d2t` `[k]` int64, target id less draft id; `t2d` `[V]` bool, which tokens are kept."""
-        t2d = torch.zeros(self.vocab_size, dtype=torch.bool)
+        t2d = torch.zeros(self.vocab_size, dtype=torch.bool, device="cpu")
         t2d[self.keep] = True
-        return {"d2t": self.keep - torch.arange(self.k), "t2d": t2d}
+        return {"d2t": self.keep - torch.arange(self.k, device="cpu"), "t2d": t2d}
 
     @overload
     def to_target(self, i: int) -> int: ...

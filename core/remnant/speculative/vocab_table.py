@@ -140,7 +140,7 @@ def report_of(
     checkpoint, trim, cost = work.checkpoint, work.trim, work.cost
     row: Mapping[str, Any] = next(row for row in table if row["k"] == kept.k)
     before: Mapping[str, Any] = next(row for row in table if row["k"] == checkpoint.rows)
-    texts = [
+    texts: list[dict[str, Any]] = [
         {"name": source.name, "tokens": int(count.sum()), "floor": source.floor, "coverage": _share(work, kept, count)}
         for source, count in zip(sources, work.counts, strict=True)
     ]

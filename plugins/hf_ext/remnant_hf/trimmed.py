@@ -94,7 +94,7 @@ def trim_model(model: Any, vmap: VocabMap) -> Any:
 def _mark(model: Any, vmap: VocabMap, architecture: str) -> None:
     """Put the tables and the size where checkpoints keep them."""
     for name, table in vmap.to_tensors().items():
-        model.register_buffer(name, table.to(model.get_output_embeddings().weight.device))
+        model.register_buffer(name, table)
     model.config.draft_vocab_size = vmap.k
     model.config.architectures = [trimmed_name(architecture)]
 

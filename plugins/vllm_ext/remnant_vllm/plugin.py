@@ -35,6 +35,17 @@ def _register() -> None:
     platform = type(current_platform)
     _wrap(platform, "check_and_update_config", _reading_the_flag)
     _wrap(platform, "get_attn_backend_cls", _choosing)
+    _register_trimmed()
+
+
+def _register_trimmed() -> None:
+    """Architectures of draft models that `remnant trim-vocab` writes; by name, so that nothing is imported yet."""
+    from remnant.speculative.vocab_names import SERVED, trimmed_name
+    from remnant_vllm._compat.registry import ModelRegistry
+
+    for name in map(trimmed_name, SERVED):
+        if name not in ModelRegistry.get_supported_archs():
+            ModelRegistry.register_model(name, f"remnant_vllm.trimmed:{name}")
 
 
 def _wrap(platform: type, name: str, around: Callable[..., Any]) -> None:
@@ -62,11 +73,14 @@ def _reading_the_flag(original: Callable[..., None], vllm_config: Any, *args: An
 
 
 def _concerned(vllm_config: Any) -> bool:
-    """Whether anything of ours was asked for: an option, or a drafter."""
+    """Whether anything of ours was asked for: an option, a drafter, or a checkpoint that we trimmed."""
     if (getattr(vllm_config, "additional_config", None) or {}).get("remnant") is not None:
         return True
     draft = getattr(vllm_config, "speculative_config", None)
-    return draft is not None and str(getattr(draft, "model", "")).startswith("remnant_vllm")
+    if draft is None:
+        return False
+    trimmed = getattr(getattr(draft, "draft_model_config", None), "hf_config", None)
+    return str(getattr(draft, "model", "")).startswith("remnant_vllm") or hasattr(trimmed, "remnant_trim")
 
 
 def _choosing(
