@@ -152,7 +152,7 @@ def test_a_drafter_is_smaller_than_its_target_and_a_shape_fits_its_budget():
     fixed = given_shape(Settings("testbed", width=32, depth=2), target, 131_000)
     assert fixed is not None
     assert (fixed.width, fixed.depth) == (32, 2)
-    with pytest.raises(ConfigError, match="width 48"):
+    with pytest.raises(ConfigError, match="48 x 1"):
         given_shape(Settings("testbed", width=64, depth=1), target, 131_000)
 
 

@@ -31,6 +31,7 @@ from remnant.speculative.fastdraft.shape import (
     candidates,
     draft_config,
     new_draft,
+    sized,
 )
 from remnant.speculative.fastdraft.target import Target
 
@@ -63,14 +64,15 @@ def given_shape(settings: Settings, target: Target, budget: int) -> Shape | None
     """
     if settings.width is None or settings.depth is None:
         return None
-    fitting = candidates(target.vocab, budget, target.head_dim, block_of(target.config), (settings.depth,))
-    for shape in fitting:
-        if shape.width == settings.width:
-            return shape
-    raise ConfigError(
-        f"width {settings.width}, depth {settings.depth} within {budget} parameters",
-        accepted=[f"width {s.width}" for s in fitting] or "a smaller depth",
-    )
+    block = block_of(target.config)
+    fitting = candidates(target.vocab, budget, target.head_dim, block)  # refuses a budget below the vocabulary
+    found = sized(settings.width, settings.depth, target.vocab, budget, target.head_dim, block)
+    if found is None:
+        raise ConfigError(
+            f"width {settings.width}, depth {settings.depth} within {budget} parameters",
+            accepted="for example " + ", ".join(f"{s.width} x {s.depth}" for s in fitting[:4]),
+        )
+    return found
 
 
 def shapes_for(settings: Settings, target: Target, budget: int) -> list[Shape]:

@@ -11,7 +11,17 @@ import torch
 from remnant.errors import ConfigError
 from remnant.speculative.fastdraft.hf import hf
 
-__all__ = ["BLOCKS", "Shape", "block_of", "borrow_embedding", "candidates", "draft_config", "new_draft", "smallest"]
+__all__ = [
+    "BLOCKS",
+    "Shape",
+    "block_of",
+    "borrow_embedding",
+    "candidates",
+    "draft_config",
+    "new_draft",
+    "sized",
+    "smallest",
+]
 
 BLOCKS = ("llama", "mistral", "qwen2", "qwen3")
 """Kinds of block that a drafter takes over from its target; every other target gets a Llama drafter.
@@ -72,8 +82,22 @@ def _step(width: int) -> int:
     return 16 if width < 128 else 32 if width < 256 else 64 if width < 1024 else 128
 
 
-def _with(width: int, depth: int, head_dim: int, block: str, vocab: int, budget: int) -> Shape | None:
-    """The shape of this width and depth with the widest MLP that the budget allows, from 2 to 6 times the width."""
+def sized(width: int, depth: int, vocab: int, budget: int, head_dim: int = 64, block: str = "llama") -> Shape | None:
+    """The shape of this width and depth with the widest MLP that the budget allows, from 2 to 6 times the width.
+
+    Args:
+        width: hidden size.
+        depth: layers.
+        vocab: the target's `vocab_size`, padding included.
+        budget: parameters, embedding included.
+        head_dim: the target's; halved for drafters too narrow for four such heads.
+        block: one of `BLOCKS`.
+
+    Returns:
+        None where the budget is too small for it.
+    """
+    while head_dim > 32 and width < 4 * head_dim:
+        head_dim //= 2
     heads = max(2, -(-width // head_dim))
     bare = Shape(width, depth, heads, max(1, heads // 2 if heads % 2 == 0 else 1), head_dim, 0, block)
     room = budget - bare.parameters(vocab)
@@ -97,7 +121,7 @@ def candidates(
     Args:
         vocab: the target's `vocab_size`, padding included.
         budget: parameters, embedding included.
-        head_dim: the target's; halved for drafters too narrow for four such heads.
+        head_dim: see `sized`.
         block: one of `BLOCKS`.
         depths: layers to try.
 
@@ -114,10 +138,7 @@ def candidates(
     found: list[Shape] = []
     width = 16
     while width * vocab < budget:
-        size = head_dim
-        while size > 32 and width < 4 * size:
-            size //= 2
-        made = [_with(width, depth, size, block, vocab, budget) for depth in depths]
+        made = [sized(width, depth, vocab, budget, head_dim, block) for depth in depths]
         found += [shape for shape in made if shape is not None]
         width += _step(width)
     spent = [shape for shape in found if shape.parameters(vocab) >= _FULL * budget]
