@@ -85,7 +85,7 @@ class VocabMap:
             raise ConfigError(
                 f"k {k} with {len(forced)} tokens that are always kept", accepted=f"at least {len(forced)}"
             )
-        merit = counts.detach().cpu().to(torch.float64)
+        merit = counts.detach().cpu().to(torch.float64, copy=True)
         if not bool(torch.isfinite(merit).all()) or bool((merit < 0).any()):
             raise ConfigError("counts that are negative or not finite", accepted="0 or more")
         merit[forced] = torch.inf
