@@ -166,3 +166,52 @@ class Lab:
 @pytest.fixture(scope="session")
 def lab() -> Lab:
     return Lab()
+
+
+class Replay:
+    """A drafter that knows how each text goes on, and is wrong at every third token of a draft."""
+
+    name: ClassVar[str] = "replay"
+    vocab_size = None
+
+    def __init__(self, full: Any, branches: bool = False) -> None:
+        """`full`: per row `[T]`, prompt and answer. With `branches` it drafts trees with a wrong sibling first."""
+        self.full, self.branches = full, branches
+        self.texts: list[list[int]] = []
+
+    def reset(self, prompts: Any) -> None:
+        self.texts = [prompt.tolist() for prompt in prompts]
+
+    def propose(self, limits: Any, sampler: Any = None) -> Any:
+        guess = self._tree if self.branches else self._chain
+        return [guess(text, full, limit) for text, full, limit in zip(self.texts, self.full, limits, strict=True)]
+
+    def _chain(self, text: list[int], full: Any, limit: int) -> Any:
+        from remnant.speculative import Draft
+
+        ids = full[len(text) : len(text) + limit].clone()
+        ids[2::3] = (ids[2::3] + 1) % 128
+        return Draft(ids)
+
+    def _tree(self, text: list[int], full: Any, limit: int) -> Any:
+        from remnant.speculative import Draft, Tree
+
+        ids, parents, at = [text[-1]], [-1], 0
+        for token in full[len(text) : len(text) + limit // 2].tolist():
+            ids, parents = [*ids, (token + 1) % 128, token], [*parents, at, at]
+            at = len(ids) - 1
+        tree = Tree.of(torch.tensor(ids), torch.tensor(parents))
+        return Draft(tree.ids[1:], tree=tree) if len(ids) > 1 else Draft(tree.ids[1:])
+
+    def observe(self, emitted: Any) -> None:
+        for text, ids in zip(self.texts, emitted, strict=True):
+            text += ids.tolist()
+
+    def rollback(self, counts: Any) -> None:
+        for text, count in zip(self.texts, counts, strict=True):
+            del text[len(text) - count :]
+
+
+@pytest.fixture(scope="session")
+def replay() -> type[Replay]:
+    return Replay

@@ -69,7 +69,9 @@ class Candidates(CandidateGenerator):
             return input_ids, None
         ids = torch.cat([input_ids, draft.ids.to(input_ids.device)[None]], 1)
         # A draft that was not drawn is compared with a sample of the target, which is exact as it stands.
-        return ids, None if draft.q is None or self.sampler.greedy else draft.q.log()[None]
+        if draft.q is None or self.sampler.greedy:
+            return ids, None
+        return ids, torch.nn.functional.pad(draft.q, (0, self.vocab_size - draft.q.shape[1])).log()[None]
 
     def _propose(self, input_ids: Tensor) -> Draft:
         limit = max(min(self.num_draft, self.end - self.length - 1, room(self.cache)), 0)
@@ -85,7 +87,7 @@ class Candidates(CandidateGenerator):
             raise ConfigError(f"a tree from drafter {name!r}", accepted="chains", do="speculate(..., tree=True)")
         if len(draft) > limit:
             raise ConfigError(f"{len(draft)} tokens from drafter {name!r}", accepted=f"at most {limit}")
-        if draft.q is not None and draft.q.shape[1] != self.vocab_size:
+        if draft.q is not None and draft.q.shape[1] > self.vocab_size:
             raise ShapeError(f"distributions of {draft.q.shape[1]} tokens from {name!r}", accepted=str(self.vocab_size))
 
     def _before_stop(self, input_ids: Tensor, draft: Tensor) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -13,10 +14,12 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from remnant.errors import ConfigError
 from remnant.speculative.drafter import Draft, Drafter, Sampler
 from remnant.speculative.engine import generate
+from remnant.speculative.guard import Guard
 from remnant.speculative.stats import SpecStats
 from remnant_hf._proxy import Call
 from remnant_hf._sampler import HostSampler
 from remnant_hf._target import ModelTarget
+from remnant_hf.cache import RemnantCache
 
 __all__ = ["engine_loop", "refuse_outputs"]
 
@@ -34,7 +37,7 @@ class Bounded:
 
     def __init__(self, drafter: Drafter, target: ModelTarget, tilted: bool) -> None:
         """See the class."""
-        self._drafter, self._target, self._least = drafter, target, int(tilted)
+        self._drafter, self.target, self._least = drafter, target, int(tilted)
         self.vocab_size = drafter.vocab_size
         self.weight_bytes = getattr(drafter, "weight_bytes", 0)
 
@@ -44,7 +47,7 @@ class Bounded:
 
     def propose(self, limits: Sequence[int], sampler: Sampler | None = None) -> list[Draft]:
         """Guess within the room that is left."""
-        rooms = [self._target.room(row) for row in range(len(limits))]
+        rooms = [self.target.room(row) for row in range(len(limits))]
         asked = [min(limit, max(room, self._least)) for limit, room in zip(limits, rooms, strict=True)]
         drafts = self._drafter.propose(asked, sampler)
         # A tree is not cut here: over a cache that evicts it is refused by the target.
@@ -62,6 +65,23 @@ class Bounded:
         """Bytes that the drafter holds, as far as it says so."""
         own = getattr(self._drafter, "nbytes", None)
         return int(own()) if own else 0
+
+
+@dataclass(frozen=True)
+class _Bounds:
+    """A plan as the engine reads it: the text is bounded by the context, the cache by what eviction leaves."""
+
+    n: int
+    depth: int
+    L_max: int
+
+    @classmethod
+    def under(cls, plan: Any, lengths: list[int], new: int, bounded: Bounded) -> _Bounds:
+        """Refuse what would outgrow the plan, and have every pass of the target measured."""
+        guard, target = Guard(plan), bounded.target
+        guard.admit(lengths, new)
+        target.watch = lambda: guard.check(target.stored_bytes() + bounded.nbytes())
+        return cls(plan.n, plan.depth, plan.context)
 
 
 def engine_loop(
@@ -82,18 +102,18 @@ def engine_loop(
     """
     refuse_outputs(call.config)
     prompts, config = call.prompts(), call.config
-    rows = len(prompts)
+    rows, width = len(prompts), call.input_ids.shape[1]
+    new = config.max_length - width
     target = ModelTarget(call.model, _template(call.cache, rows), config.prefill_chunk_size)
-    width = call.input_ids.shape[1]
-    longest = max(map(len, prompts))
-    if rows > 1 and longest != width:
-        raise ConfigError(f"rows of up to {longest} tokens padded to {width}", accepted="one row without padding")
+    bounded = Bounded(drafter, target, tilt is not None)
+    if plan is not None:
+        plan = _Bounds.under(plan, [len(ids) for ids in prompts], new, bounded)
     if any(len(ids) != width for ids in prompts):
         sampler.prefix = [row[: width - len(ids)] for row, ids in zip(call.input_ids, prompts, strict=True)]
     streamer = call.streamer
     try:
         out = generate(
-            target, Bounded(drafter, target, tilt is not None), prompts, config.max_length - width, sampler, plan, tilt,
+            target, bounded, prompts, new, sampler, plan, tilt,
             num_draft=num_draft, eos=_ends(config), stop=_stop(call),
             on_tokens=None if streamer is None else lambda _, tokens: streamer.put(tokens.cpu()),
         )  # fmt: skip
@@ -120,9 +140,13 @@ def refuse_outputs(config: Any) -> None:
 
 
 def _template(cache: Any, rows: int) -> Any:
-    """The cache of one row; what `generate` made for a batch by itself is made anew per row."""
-    from remnant_hf.cache import RemnantCache
-
+    """The cache of one row. That of a batch is the pattern for one per row, and itself stays empty."""
+    if rows > 1 and (cache.get_seq_length() or getattr(cache, "offloading", False)):
+        raise ConfigError(
+            f"{rows} rows over a cache that holds {cache.get_seq_length()} tokens or is offloaded",
+            accepted="an empty cache",
+            do="generate row by row to go on with a conversation",
+        )
     return cache if rows == 1 or isinstance(cache, RemnantCache) else None
 
 

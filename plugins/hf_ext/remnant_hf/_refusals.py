@@ -5,13 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers.cache_utils import StaticCache
+from transformers.cache_utils import QuantizedCache, StaticCache
 from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
 
 from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant_hf import _hooks
 
-__all__ = ["parameter_bytes", "refuse_call", "refuse_drafter", "refuse_model", "refuse_tokenizers", "vocab_size"]
+__all__ = [
+    "parameter_bytes",
+    "refuse_call",
+    "refuse_larger",
+    "refuse_model",
+    "refuse_tokenizers",
+    "refuse_vocabulary",
+    "vocab_size",
+]
 
 
 def vocab_size(model: Any) -> int:
@@ -39,28 +47,35 @@ def refuse_model(model: Any) -> None:
         )
 
 
-def refuse_drafter(target: Any, drafter: Any, name: str, allow_larger: bool) -> None:
-    """Refuse a drafter that cannot serve this target.
+def refuse_vocabulary(target: Any, size: int | None, name: str, spare: bool) -> None:
+    """Refuse a drafter whose token ids are not its target's.
 
     Args:
         target: a model.
-        drafter: a model, or a `Drafter` with a `vocab_size`, which may be None.
-        name: for the message.
-        allow_larger: accept a drafter model with more weights than its target.
+        size: of the drafter's vocabulary; None proposes only what it has read.
+        name: of the drafter, for the message.
+        spare: a smaller one is the target's beginning: the drafter says so, or one tokenizer serves both and the
+            target's vocabulary is only padded further.
 
     Raises:
-        ConfigError: another vocabulary, or a drafter that is larger than its target.
+        ConfigError: another vocabulary.
     """
-    has = vocab_size(drafter) if hasattr(drafter, "config") else drafter.vocab_size
     wanted = vocab_size(target)
-    if has is not None and has != wanted:
-        raise ConfigError(
-            f"drafter {name!r} has a vocabulary of {has} tokens, its target one of {wanted}",
-            accepted="the target's own vocabulary",
-            do='use a drafter made for this target, or "lookup", which fits every target',
-        )
-    if allow_larger or not hasattr(drafter, "parameters"):
+    if size is None or size == wanted or (spare and size < wanted):
         return
+    raise ConfigError(
+        f"drafter {name!r} has a vocabulary of {size} tokens, its target one of {wanted}",
+        accepted="the target's own vocabulary; a shorter one with tokenizer= and drafter_tokenizer= that are equal",
+        do='use a drafter made for this target, or "lookup", which fits every target',
+    )
+
+
+def refuse_larger(target: Any, drafter: Any, name: str) -> None:
+    """Refuse a drafter model with more weights than its target.
+
+    Raises:
+        ConfigError: it is larger.
+    """
     mine, its = parameter_bytes(drafter), parameter_bytes(target)
     if mine > its:
         raise ConfigError(
@@ -109,6 +124,8 @@ def refuse_call(model: Any, config: Any, processors: Any, input_ids: Tensor, kwa
         raise ConfigError(
             "output_attentions or output_hidden_states with drafts", accepted="output_scores, output_logits"
         )
+    if getattr(config, "assistant_ensemble_weight", None) is not None:
+        raise ConfigError("assistant_ensemble_weight with drafts", accepted="speculate(..., tilt=) to mix two models")
     mask, width = kwargs.get("attention_mask"), input_ids.shape[1]
     if not width or (mask is not None and mask.shape[1] != width):
         raise ConfigError(
@@ -124,9 +141,11 @@ def _refuse_cache(kwargs: dict[str, Any]) -> None:
     cache = kwargs.get("past_key_values")
     if not kwargs.get("use_cache", True) or cache is None:
         raise ConfigError("drafting without a cache", accepted="use_cache=True")
-    if isinstance(cache, StaticCache) or getattr(cache, "is_compileable", False) is True:
+    if isinstance(cache, StaticCache | QuantizedCache) or not hasattr(cache, "activate_past_recording"):
         raise ConfigError(
-            f"a {type(cache).__name__}, whose size is fixed", accepted="DynamicCache, RemnantCache", do="leave it out"
+            f"a {type(cache).__name__}, which cannot take tokens back",
+            accepted="DynamicCache, RemnantCache",
+            do="leave it out",
         )
 
 

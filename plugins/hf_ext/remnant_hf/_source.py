@@ -54,12 +54,16 @@ class Source:
             return refuse.parameter_bytes(self.drafter)
         return 0 if self.named else int(getattr(self.drafter, "weight_bytes", 0))
 
-    def check(self, target: Any, allow_larger: bool) -> None:
-        """Refuse a target that this drafter cannot serve; see `refuse_drafter`."""
+    def check(self, target: Any, one_tokenizer: bool, allow_larger: bool) -> None:
+        """Refuse a target that this drafter cannot serve; see `refuse_vocabulary` and `refuse_larger`."""
         if self.model:
             refuse.refuse_model(self.drafter)
-        if not self.named:
-            refuse.refuse_drafter(target, self.drafter, self.name, allow_larger)
+            size, spare = refuse.vocab_size(self.drafter), one_tokenizer
+            if not allow_larger:
+                refuse.refuse_larger(target, self.drafter, self.name)
+        else:
+            size, spare = None if self.named else self.drafter.vocab_size, True
+        refuse.refuse_vocabulary(target, size, self.name, spare)
 
     @contextmanager
     def lend(self, logits: bool = False) -> Iterator[Drafter]:
@@ -72,7 +76,11 @@ class Source:
             ConfigError: the object is drafting for another call at this moment.
         """
         if self.named:
-            yield get_drafter(self.drafter, **self.options)
+            drafter = get_drafter(self.drafter, **self.options)
+            yield drafter
+            finish = getattr(drafter, "finish", None)
+            if finish is not None:  # what was written goes to the drafter's store, where it has one
+                finish()
         elif self.model:
             yield _of_model(self.drafter, logits)
         else:

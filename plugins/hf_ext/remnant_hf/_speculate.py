@@ -12,6 +12,7 @@ from transformers.generation.stopping_criteria import StoppingCriteriaList, Stop
 
 from remnant.errors import ConfigError
 from remnant.speculative.drafter import Drafter
+from remnant.speculative.guard import Guard
 from remnant.speculative.stats import SpecStats
 from remnant_hf import _refusals as refuse
 from remnant_hf._engine import engine_loop
@@ -102,9 +103,12 @@ class Speculation:
         """See `speculate`."""
         if type(num_draft) is not int or num_draft < 1:
             raise ConfigError(f"num_draft={num_draft!r}", accepted="an integer of at least 1, in tokens")
+        if plan is not None:
+            Guard(plan)  # a refusal says here how many bytes are missing
         refuse.refuse_tokenizers(tokenizer, drafter_tokenizer)
         self.num_draft, self.tilt, self.plan, self.tree, self.tokenizer = num_draft, tilt, plan, tree, tokenizer
         self.allow_larger, self.generator = allow_larger, generator
+        self.one_tokenizer = drafter_tokenizer is not None
         self.source = Source(drafter, options)
         self.stats = SpecStats()
 
@@ -127,7 +131,7 @@ class Speculation:
         """
         refuse.refuse_model(model)
         refuse.refuse_call(model, generation_config, logits_processor, input_ids, kwargs)
-        self.source.check(model, self.allow_larger)
+        self.source.check(model, self.one_tokenizer, self.allow_larger)
         criteria = self._criteria(stopping_criteria, stop_strings)
         call = Call(model, input_ids, logits_processor, criteria, generation_config, kwargs, stream_to)
         if stream_to is not None:

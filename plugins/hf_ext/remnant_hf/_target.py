@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -52,6 +52,8 @@ class ModelTarget:
         if "position_ids" not in parameters:
             raise ConfigError(f"{type(model).__name__} takes no position_ids", accepted="models with rotary positions")
         self._kind = str(getattr(model.config, "_attn_implementation", "sdpa"))
+        self.watch: Callable[[], None] | None = None
+        """Called after every pass, for who bounds what is held."""
         self._widths: list[int] = []
         self._together: RowsCache | None = None
 
@@ -78,12 +80,6 @@ class ModelTarget:
     def _begin(self, rows: int) -> list[Any]:
         if rows == 1:
             return [self._new() if self.cache is None else self.cache]
-        if self.cache is not None and self.cache.get_seq_length():
-            raise ConfigError(
-                f"{rows} rows over a cache that holds {self.cache.get_seq_length()} tokens",
-                accepted="an empty cache",
-                do="generate row by row to go on with a conversation",
-            )
         if self._kind not in ("sdpa", "eager") and "flash" not in self._kind:
             raise ConfigError(f"attention {self._kind!r} with several rows", accepted="sdpa, eager, flash attention")
         bridge.install()
@@ -120,7 +116,10 @@ class ModelTarget:
         if mask is not None and any(isinstance(x, RemnantLayer) and x.policy.when for x in self.caches[0].layers):
             raise UnsupportedPolicy("a drafted tree over a cache that evicts", accepted="chains")
         tokens, positions = tokens.to(device), positions.to(device)
-        return self._forward(self.caches, tokens, positions, self._widths, mask, None)
+        logits = self._forward(self.caches, tokens, positions, self._widths, mask, None)
+        if self.watch is not None:
+            self.watch()
+        return logits
 
     def _forward(
         self,
@@ -176,6 +175,10 @@ class ModelTarget:
         """Bytes that the caches hold now."""
         return sum(_bytes(layer) for cache in self.caches for layer in cache.layers)
 
+    def stored_bytes(self) -> int:
+        """Bytes of the keys and values themselves, without spare room and what a policy remembers."""
+        return sum(_bytes(layer, spare=False) for cache in self.caches for layer in cache.layers)
+
     def room(self, row: int) -> int:
         """Tokens that the caller's row may draft before its cache evicts."""
         if row not in self.alive:
@@ -199,9 +202,9 @@ class _Whole(DynamicLayer):
         self.sliding_window = sliding_window
 
 
-def _bytes(layer: Any) -> int:
+def _bytes(layer: Any, spare: bool = True) -> int:
     if isinstance(layer, RemnantLayer):
-        return layer.store.allocated() if layer.seen else 0
+        return (layer.store.allocated() if spare else layer.store.bytes()) if layer.seen else 0
     held = (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(x.nbytes for x in held if isinstance(x, Tensor))
 
