@@ -16,7 +16,7 @@ from torch import Tensor
 from remnant_kernels._jit import dot, next_power, upcast
 from remnant_kernels.decode_attention.naive import Decoded, Reduce, Score
 
-__all__ = ["decode_attention"]
+__all__ = ["decode_attention", "merge_parts"]
 
 _REDUCE = {"mean": 0, "max": 1, "sum": 2}
 _MODE = {"row": 0, "sum": 1, "stamp": 2}
@@ -165,8 +165,6 @@ def decode_attention(
     chunk, splits = _shares(b * h, s, tile, q.device)
     part = torch.empty(b * h, splits, gp, bdv, dtype=torch.float32, device=q.device)
     part_lse = torch.empty(b * h, splits, gp, dtype=torch.float32, device=q.device)
-    out = torch.empty(b, hq, dv, dtype=q.dtype, device=q.device)
-    lse = torch.empty(b, hq, dtype=torch.float32, device=q.device)
     logits = torch.empty(b, hq, s, dtype=torch.float32, device=q.device) if score != "none" else None
     lens = None if lens is None else lens.contiguous()
     _split_kernel[b * h, splits](
@@ -176,7 +174,7 @@ def decode_attention(
         h, g, d, dv, gp, bd, bdv, tile, lens is not None, bias is not None, softcap is not None,
         logits is not None, upcast(q.dtype), num_warps=4, num_stages=3,
     )  # fmt: skip
-    _merge_kernel[b * hq,](part, part_lse, sinks, out, lse, splits, hq, g, dv, gp, bdv, sinks is not None, num_warps=2)
+    out, lse = merge_parts(part, part_lse, sinks, b, h, g, dv, q.dtype)
     done = Decoded(out, lse)
     if score == "none":
         return done
@@ -190,6 +188,19 @@ def decode_attention(
     if score == "stamp":
         return done._replace(last=last, interval=interval)
     return done._replace(score=state)
+
+
+def merge_parts(
+    part: Tensor, part_lse: Tensor, sinks: Tensor | None, b: int, h: int, g: int, dv: int, dtype: torch.dtype
+) -> tuple[Tensor, Tensor]:
+    """Outputs `[B, G*H, Dv]` and natural log-sum-exp `[B, G*H]` of parts `[B*H, splits, GP, BDV]`."""
+    out = torch.empty(b, h * g, dv, dtype=dtype, device=part.device)
+    lse = torch.empty(b, h * g, dtype=torch.float32, device=part.device)
+    splits, gp, width = part.shape[1:]
+    _merge_kernel[(b * h * g,)](
+        part, part_lse, sinks, out, lse, splits, h * g, g, dv, gp, width, sinks is not None, num_warps=2
+    )
+    return out, lse
 
 
 def _shares(rows: int, slots: int, tile: int, device: torch.device) -> tuple[int, int]:
