@@ -62,8 +62,11 @@ class Verifier:
     def first(self, logits: Tensor, drafts: list[Draft] | None) -> list[int]:
         """The token after each prompt, from `[B, V]` logits; drafts carry the drafter's logits for a tilt."""
         z = logits
-        if drafts is not None and self.tilt is not None and getattr(self.tilt, "tilted_bonus", True):
-            z = self.tilt(logits.unsqueeze(1), _logits(drafts, 1, logits)).squeeze(1)
+        if drafts is not None and self.tilt is not None:
+            zq, none = _logits(drafts, 1, logits), torch.zeros(len(self.text), dtype=torch.int64)
+            if getattr(self.tilt, "tilted_bonus", True):
+                z = self.tilt(logits.unsqueeze(1), zq).squeeze(1)
+            self._record(list(range(len(self.text))), logits.unsqueeze(1), zq, none, none, True)
         empty = [torch.zeros(0, dtype=torch.int64)] * len(self.text)
         p = self.sampler.probs(self._histories(list(range(len(self.text))), empty), z)
         return ints(draw(p, uniforms((len(self.text),), p, self.sampler.generator)))
@@ -81,8 +84,10 @@ class Verifier:
             done = accept_chain(ids, p, q, len=lengths, generator=self.sampler.generator)
             n, following = done.n, done.next
         else:
-            tilted = self.tilt(z, _logits(drafts, ids.shape[1] + 1, z))
+            zq = _logits(drafts, ids.shape[1] + 1, z)
+            tilted = self.tilt(z, zq)
             n, following = self._tilted(ids, p, self._probs(rows, drafts, tilted, real), q, lengths)
+            self._record(rows, z, zq, n, lengths, False)
         counts, after, heads = ints(n), ints(following), [ints(row) for row in ids]
         return [
             Verdict([*heads[i][:count], after[i]], list(range(1, count + 1)), len(drafts[i]))
@@ -138,6 +143,12 @@ class Verifier:
             return self.sampler.probs(histories, z.flatten(0, 1)).view(z.shape)
         flat = self.sampler.probs(histories, z[real])
         return flat.new_zeros(z.shape).index_put_((real,), flat)
+
+    def _record(self, rows: list[int], z: Tensor, zq: Tensor, n: Tensor, lengths: Tensor, first: bool) -> None:
+        """Let a tilt that wants it write down how much of the drafter each emitted token holds."""
+        record = getattr(self.tilt, "record", None)
+        if record is not None:
+            record(rows, z, zq, n, lengths, first)
 
     def _tilted(
         self, ids: Tensor, p: Tensor, tilted: Tensor, q: Tensor | None, lengths: Tensor

@@ -95,6 +95,7 @@ def generate(
     Example: generate(target, ModelDrafter(small), ids, 100, Sampler(0.7), eos=2).stats.block_efficiency
     """
     prompts = as_rows(prompt_ids, mask)
+    tilt = None if getattr(tilt, "lossless", False) else tilt
     _check(target, drafter, num_draft, tilt)
     rooms = room(prompts, max_new_tokens, None if plan is None else plan.L_max)
     width = num_draft if plan is None else plan.n - 1

@@ -12,15 +12,17 @@ target learn from it while decoding, and by that changes what is sampled. Only m
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
 from remnant.errors import ConfigError, ShapeError, unknown
+from remnant.speculative._lists import floats, ints
 
-__all__ = ["Mode", "Tilt", "tilt_geometric", "tilt_kl", "tilt_step"]
+__all__ = ["Audit", "Mode", "Tilt", "tilt_geometric", "tilt_kl", "tilt_step"]
 
 Mode = Literal["target", "exact", "geometric", "kl", "paper"]
 _HALVINGS = 20
@@ -122,6 +124,26 @@ def tilt_kl(logp: Tensor, logq: Tensor, delta: float) -> tuple[Tensor, Tensor]:
     return tilt_geometric(logp, logq, low), low
 
 
+class Audit:
+    """How much of the drafter is in each token of the newest run; see `Tilt.weight` for the number."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self._rows: dict[int, list[float]] = {}
+
+    def of(self, row: int, ids: Tensor) -> list[float]:
+        """One weight, 0 to 1, for each of a row's new tokens `[n]`."""
+        return self._rows.get(row, [])[: len(ids)]
+
+    def begin(self) -> None:
+        """Forget the run before."""
+        self._rows = {}
+
+    def add(self, row: int, weights: list[float]) -> None:
+        """The tokens that a row got in one block; those behind its end come last and are left out by `of`."""
+        self._rows.setdefault(row, []).extend(weights)
+
+
 @dataclass(frozen=True)
 class Tilt:
     """Which distribution is sampled from, for a host's loop: `tilt(z, zq)` gives the logits to sample from.
@@ -134,9 +156,12 @@ class Tilt:
         delta: most nats that `kl` moves a token's distribution.
         T: temperature of the loss of the step.
         mask_alpha: see `tilt_step`.
+        audit: where the loop writes down the weight of every token; None writes nothing.
 
     Raises:
         ConfigError: an unknown mode, or a number out of range.
+
+    Example: generate(target, RagDrafter(small, context, tilt), ids, 100, Sampler(0.7), tilt=tilt)
     """
 
     mode: Mode = "target"
@@ -145,6 +170,7 @@ class Tilt:
     delta: float = 0.5
     T: float = 1.0
     mask_alpha: float = 0.1
+    audit: Audit | None = field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         """Check once what every step would check again."""
@@ -207,6 +233,30 @@ class Tilt:
         if self.mode in ("target", "geometric"):
             return torch.full(z.shape[:-1], 0.0 if self.mode == "target" else self.lam, device=z.device)
         return (self(z, zq).softmax(-1) - z.softmax(-1)).abs().sum(-1) / 2
+
+    def record(
+        self, rows: Sequence[int], z: Tensor, zq: Tensor, n: Tensor, lengths: Tensor, first: bool = False
+    ) -> None:
+        """Write the weights of a block's tokens into the audit; a loop calls it after each pass.
+
+        Args:
+            rows: the caller's rows, R of them.
+            z: `[R, T, V]`, logits of the target.
+            zq: `[R, T, V]`, those of the drafter.
+            n: `[R]` int64, drafted tokens that were accepted; one token more came out.
+            lengths: `[R]` int64, drafted tokens.
+            first: the token behind the prompt, with which a run begins.
+        """
+        if self.audit is None:
+            return
+        if first:
+            self.audit.begin()
+        weights = self.weight(z, zq)
+        for row, weight, accepted, drafted in zip(rows, weights, ints(n), ints(lengths), strict=True):
+            told = floats(weight[: accepted + 1])
+            if accepted == drafted and not self.tilted_bonus:
+                told[-1] = 0.0  # drawn from the target's own
+            self.audit.add(row, told)
 
 
 def _divergence(logp: Tensor, base: Tensor) -> Tensor:
