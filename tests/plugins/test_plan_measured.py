@@ -127,7 +127,7 @@ def test_the_engine_peaks_within_ten_percent(testbed: Any, rows: int, length: in
     drafter = Guesses([torch.zeros(new, dtype=torch.int64)] * rows)
     with LiveBytes(testbed) as live:
         generate(target, drafter, prompts(rows, length - new), new, num_draft=n - 1)
-    model = MemoryModel(testbed.config, None, "float32", chunk=chunk, copied_rows=1)
+    model = MemoryModel(testbed.config, None, "float32", chunk=chunk, host="engine")
     predicted = model.total(rows, length, n, lazy_logits=False)
     assert live.peak <= predicted <= 1.1 * live.peak
 
@@ -137,7 +137,7 @@ def test_a_drafter_with_weights_peaks_within_ten_percent(testbed: Any, small: An
     target, drafter = ModelTarget(testbed, chunk=chunk), ModelDrafter(ModelTarget(small, chunk=chunk))
     with LiveBytes(testbed, small) as live:
         generate(target, drafter, prompts(1, length - new), new, num_draft=n - 1)
-    model = MemoryModel(testbed.config, small.config, "float32", chunk=chunk, copied_rows=1)
+    model = MemoryModel(testbed.config, small.config, "float32", chunk=chunk, host="engine")
     predicted = model.total(1, length, n, lazy_logits=False)
     assert live.peak <= predicted <= 1.1 * live.peak
 
@@ -151,7 +151,7 @@ def test_stock_assisted_generation_peaks_within_ten_percent(testbed: Any, small:
     with LiveBytes(testbed, small) as live:
         testbed.generate(ids, assistant_model=small, max_new_tokens=new, do_sample=False, eos_token_id=None)
     # The stock loop reads the whole prompt in one pass, together with the first draft.
-    model = MemoryModel(testbed.config, small.config, "float32", chunk=length - new, copied_rows=1)
+    model = MemoryModel(testbed.config, small.config, "float32", chunk=length, host="transformers")
     predicted = model.total(1, length, drafted + 1, lazy_logits=False)
     assert predicted == pytest.approx(live.peak, rel=0.1)
     print(predicted / live.peak)
@@ -173,7 +173,7 @@ def test_no_run_outgrows_its_plan_and_all_say_what_plain_decoding_says(testbed: 
         rows, new = rng.randint(1, 3), rng.randint(2, 24)
         lengths = [rng.randint(4, 120) for _ in range(rows)]
         ids = [prompts(1, length, case)[0] for length in lengths]
-        model = MemoryModel(testbed.config, None, "float32", chunk=32, copied_rows=1)
+        model = MemoryModel(testbed.config, None, "float32", chunk=32, host="engine")
         floor = model.total(rows, max(lengths) + new, 1, False)
         budget = floor + rng.randint(0, 400_000)
         got = made(budget, model, rows, max(lengths) + new, acceptance=Acceptance.constant(0.8, 12), max_nodes=16)

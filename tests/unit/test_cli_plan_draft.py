@@ -99,7 +99,7 @@ def test_options_reach_the_model(capsys: pytest.CaptureFixture[str], target: str
     plain = asked(capsys, *same)[1]["plan"]["bytes"]
     other = asked(
         capsys, *same, "--slack", "0", "--weights-bytes", "4GiB", "--draft-weights-bytes", "1GiB", "--lazy-logits",
-        "--chunk", "256", "--copied-rows", "1", "--sampling", "--draft-context", "100", "--device", "h100",
+        "--chunk", "256", "--host", "engine", "--sampling", "--draft-context", "100", "--device", "h100",
     )[1]["plan"]["bytes"]  # fmt: skip
     assert (plain["slack"], other["slack"]) == (512 * 2**20, 0)
     assert (other["weights_target"], other["weights_draft"]) == (4 * 2**30, 2**30)
@@ -136,6 +136,7 @@ def test_the_chart(capsys: pytest.CaptureFixture[str], target: str, draft: str, 
         (["--budget", "24GiB", "--now", "9000"], "now"),
         (["--budget", "24GiB", "--chart", "speed.pdf"], "ends in .png"),
         (["--budget", "0"], "budget"),
+        (["--budget", "24GiB", "--host", "vllm"], "unknown host"),
     ],
 )
 def test_what_is_wrong_is_a_typed_error(capsys: pytest.CaptureFixture[str], target: str, more: list[str], message: str):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -38,7 +38,7 @@ def plan_draft(
     kv_budget: Annotated[int | None, typer.Option(min=1, help="Tokens that an evicting cache keeps.")] = None,
     draft_context: Annotated[int | None, typer.Option(min=1, help="Tokens that the drafter reads at most.")] = None,
     chunk: Annotated[int, typer.Option(min=0, help="Tokens per pass while prompts are read.")] = 0,
-    copied_rows: Annotated[int, typer.Option(min=0, help="Rows whose layer is copied while it attends.")] = 0,
+    host: Annotated[str, typer.Option(help="kernels, engine or transformers: what copies what.")] = "kernels",
     weights_bytes: Annotated[str | None, typer.Option(help="Of the target.", metavar="SIZE")] = None,
     draft_weights_bytes: Annotated[str | None, typer.Option(help="Of the drafter.", metavar="SIZE")] = None,
     slack: Annotated[
@@ -72,7 +72,7 @@ def plan_draft(
             kv_budget=kv_budget,
             draft_context=draft_context,
             chunk=chunk,
-            copied_rows=copied_rows,
+            host=cast("Any", host),
             sampling=sampling,
             allow_larger=allow_larger,
         )

@@ -194,7 +194,10 @@ class Measured:
 
 
 def time_passes(
-    work: Callable[[int], object], counts: Sequence[int] = (1, 2, 4, 8, 16, 32), repeats: int = 5
+    work: Callable[[int], object],
+    counts: Sequence[int] = (1, 2, 4, 8, 16, 32),
+    repeats: int = 5,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[int, float]:
     """Median seconds of `work(count)` for every count, after one that is not counted; for `Measured`.
 
@@ -202,9 +205,16 @@ def time_passes(
         work: one pass over `count` tokens per row; it waits for its device itself.
         counts: tokens per row.
         repeats: passes per count.
+        clock: seconds; `time.process_time` where other processes disturb.
     """
+
+    def once(count: int) -> float:
+        begin = clock()
+        work(count)
+        return clock() - begin
+
     times: dict[int, float] = {}
     for count in counts:
         work(count)
-        times[count] = median(_seconds(lambda count=count: work(count), cuda=False) for _ in range(repeats))
+        times[count] = median(once(count) for _ in range(repeats))
     return times

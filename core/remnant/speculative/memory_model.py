@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
-from remnant.errors import ConfigError
+from remnant.errors import ConfigError, unknown
 from remnant.speculative.sizes import Sizes, read_sizes
 
-__all__ = ["MemoryModel"]
+__all__ = ["Host", "MemoryModel"]
 
 _FP32 = 4
+Host = Literal["kernels", "engine", "transformers"]
+_HOSTS: dict[str, int] = {"kernels": 0, "engine": 1, "transformers": 2**31}
+"""Rows whose keys and values of a layer are copied at once."""
 
 
 class MemoryModel:
@@ -25,10 +28,12 @@ class MemoryModel:
         kv_budget: tokens per KV head that an evicting cache keeps of the target's text (`RemnantCache`'s `budget`).
         draft_context: tokens that the drafter reads at most, for one that sees a short context.
         chunk: tokens per pass while prompts are read; their activations count, and an evicting cache holds them on
-            top of its budget. 0 counts the passes that verify alone: prompts are read elsewhere.
+            top of its budget. 0 counts the passes that verify alone: prompts are read elsewhere. As many as the text
+            has are a prompt that is read at once.
         dense_mask: a mask over prefix and block, one byte an entry; False is the ancestor matrix of the block alone.
-        copied_rows: rows of which the host copies one layer's keys and values while it attends, repeated for every
-            query head: all rows in plain transformers, one in the engine over them, none where kernels read the cache.
+        host: what runs the passes. `kernels` read caches in place. `engine`, ours over transformers, copies one layer's
+            keys and values of one row while it attends, repeated for every query head, writes the mask out as numbers,
+            and holds probabilities beside logits. `transformers`, its own loop, does so for all rows.
         sampling: the drafter reports the whole distribution that it drew each token from.
         allow_larger: accept a drafter with more weights than its target.
 
@@ -53,7 +58,7 @@ class MemoryModel:
         draft_context: int | None = None,
         chunk: int = 0,
         dense_mask: bool = True,
-        copied_rows: int = 0,
+        host: Host = "kernels",
         sampling: bool = False,
         allow_larger: bool = False,
     ) -> None:
@@ -61,13 +66,15 @@ class MemoryModel:
         self.target = read_sizes(target_cfg, dtype, target_weights)
         none = draft_cfg is None or (isinstance(draft_cfg, str) and draft_cfg == "lookup")
         self.draft = None if none else read_sizes(draft_cfg, dtype, draft_weights)
-        numbers = {"slack": slack, "chunk": chunk, "copied_rows": copied_rows}
+        if host not in _HOSTS:
+            raise unknown("host", host, _HOSTS)
+        numbers = {"slack": slack, "chunk": chunk}
         for name, value in (numbers | {"kv_budget": kv_budget, "draft_context": draft_context}).items():
             low = 0 if name in numbers else 1
             if value is not None and value < low:
                 raise ConfigError(f"{name}={value}", accepted=f"an integer of at least {low}")
         self.slack, self.chunk, self.kv_budget, self.draft_context = slack, chunk, kv_budget, draft_context
-        self.dense_mask, self.copied_rows, self.sampling = dense_mask, copied_rows, sampling
+        self.dense_mask, self.host, self.sampling = dense_mask, host, sampling
         if self.draft is not None:
             _check_pair(self.target, self.draft, allow_larger)
 
@@ -104,8 +111,8 @@ class MemoryModel:
 
         Returns:
             `weights_target`, `weights_draft`, `kv` (both caches with n slots for tokens that are not accepted yet),
-            `logits`, `mask`, `activations` (of one layer, its copied keys too), `draft` (states and cache of the
-            drafter's tree), `slack` and their sum `total`.
+            `logits`, `mask`, `activations` (of one layer, its copied keys too; while prompts are read as far as that
+            is more), `draft` (states and cache of the drafter's tree), `slack` and their sum `total`.
 
         Raises:
             ConfigError: a number below 1.
@@ -114,14 +121,22 @@ class MemoryModel:
         if min(B, L, n, top_k) < 1 or depth < 0:
             raise ConfigError(f"B={B}, L={L}, n={n}, depth={depth}, top_k={top_k}", accepted="integers of at least 1")
         limit = None if self.kv_budget is None else self.kv_budget + self.chunk
+        kv = B * (self.target.kv(L, n, limit) + self._draft_kv(L, n))
+        verifying = {
+            "logits": B * self._logits(n, lazy_logits),
+            "mask": B * n * (self.stored(L) + n) if self.dense_mask else B * n * n,
+            "draft": B * self._draft(n, depth, top_k),
+        }
+        # A prompt is read before anything is drafted: what only a block needs leaves room for the larger pass.
+        spare = sum(verifying.values()) + B * n * self.kv_per_token
         parts = {
             "weights_target": self.target.weights,
             "weights_draft": self.draft.weights if self.draft else 0,
-            "kv": B * (self.target.kv(L, n, limit) + self._draft_kv(L, n)),
-            "logits": B * self._logits(n, lazy_logits),
-            "mask": B * n * (self.stored(L) + n) if self.dense_mask else B * n * n,
-            "activations": B * max(n, self.chunk) * self._widest() * self.target.element + self._copies(B, L, n),
-            "draft": B * self._draft(n, depth, top_k),
+            "kv": kv,
+            "logits": verifying["logits"],
+            "mask": verifying["mask"],
+            "activations": max(self._scratch(B, L, n, n), self._reading(B, L, n) - spare),
+            "draft": verifying["draft"],
             "slack": self.slack,
         }
         return {**parts, "total": sum(parts.values())}
@@ -165,14 +180,28 @@ class MemoryModel:
         return self.draft.kv(length, n, self.draft_context) if self.draft else 0
 
     def _logits(self, n: int, lazy: bool) -> int:
-        whole = n * self.target.vocab * _FP32
-        return min(whole, 2 * self.target.vocab * _FP32 + n * _FP32) if lazy else whole
+        each = self.target.vocab * _FP32 * (1 if self.host == "kernels" else 2)
+        return min(n * each, 2 * each + n * _FP32) if lazy else n * each
+
+    def _scratch(self, rows: int, length: int, n: int, tokens: int) -> int:
+        """One layer's activations of a pass: of its attention, with the host's copies, or of the part behind it."""
+        width, e = self.target.width, self.target.element
+        columns = self.stored(length) + n
+        copies = min(rows, _HOSTS[self.host]) * columns * (self.target.copy + tokens * e)
+        attention = rows * tokens * 3 * width * e + copies
+        return max(rows * tokens * 4 * self.target.inner * e, attention)
+
+    def _reading(self, rows: int, length: int, n: int) -> int:
+        """Activations and mask of a pass over a chunk of the prompts."""
+        tokens = min(self.chunk, length)
+        stream = rows * tokens * 2 * self.target.width * self.target.element  # beside the layer: its input and output
+        if tokens == length:  # the whole prompt at once is causal as it is, without any mask
+            return stream + rows * tokens * self._widest() * self.target.element
+        mask = rows * tokens * self.stored(length) if self.dense_mask else 0
+        return stream + self._scratch(rows, length, n, tokens) + mask if tokens else 0
 
     def _widest(self) -> int:
         return max(4 * self.target.inner, 3 * self.target.width)
-
-    def _copies(self, rows: int, length: int, n: int) -> int:
-        return min(rows, self.copied_rows) * self.target.copy * (self.stored(length) + n)
 
     def _draft(self, n: int, depth: int, top_k: int) -> int:
         if self.draft is None or n < 2:

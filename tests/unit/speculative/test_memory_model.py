@@ -84,10 +84,20 @@ def test_options_change_their_part_alone():
     assert changed(dense_mask=False) == {"mask": 4 * 4 - 4 * 104}
     assert changed(sampling=True) == {"draft": 3 * 10 * 4}
     assert changed(kv_budget=40) == {"kv": -60 * 96, "mask": -60 * 4}
-    assert changed(kv_budget=40, chunk=16) == {"kv": -44 * 96, "mask": -44 * 4, "activations": 12 * 48 * 4}
+    reading = 16 * (4 * 12 + 2 * 8) * 4 + 16 * 56  # activations and mask of a chunk, over 40 tokens kept and 16 new
+    spare = (2 * 10 * 4 + 4 * 4) + 4 * 60 + 3 * (4 * 4 + 16) + 4 * (96 + 16)  # what only a block of 4 needs
+    more = {"activations": reading - spare - 4 * 4 * 12 * 4}
+    assert changed(kv_budget=40, chunk=16) == {"kv": -44 * 96, "mask": -44 * 4, **more}
+    assert changed(chunk=2) == {}
+    whole = MemoryModel(TINY, SMALL, chunk=100).bytes(1, 100, 1)
+    assert whole["activations"] == 100 * (4 * 12 + 2 * 8) * 4 - 10 * 4 - 101 - (96 + 16)
     assert changed(draft_context=30) == {"kv": -70 * 16}
     assert changed(slack=9) == {"slack": 9}
-    assert changed(copied_rows=5) == {"activations": 2 * 4 * 4 * 2 * 104}, "one row, two query heads per KV head"
+    attention = 4 * 3 * 8 * 4 + 104 * (2 * 4 * 4 * 2 + 4 * 4)  # one row, two query heads per KV head, mask as numbers
+    more = {"logits": 2 * 10 * 4, "activations": attention - 4 * 4 * 12 * 4}
+    assert changed(host="engine") == changed(host="transformers") == more
+    ours, stock = (MemoryModel(TINY, host=host).bytes(3, 1000, 2) for host in ("engine", "transformers"))
+    assert stock["activations"] - ours["activations"] == 2 * 1002 * (64 + 8)
 
 
 def test_without_a_drafter_nothing_of_it_is_counted():
@@ -146,7 +156,7 @@ def test_parts_are_named_sum_up_and_grow(rows: int, length: int, n: int, lazy: b
         ("/nowhere/at/all", {}, "no such folder"),
         (SMALL, {"dtype": "int8"}, "dtype 'int8'"),
         (SMALL, {"slack": -1}, "slack=-1"),
-        (SMALL, {"copied_rows": -1}, "copied_rows=-1"),
+        (SMALL, {"host": "vllm"}, "unknown host"),
         (SMALL, {"kv_budget": 0}, "kv_budget=0"),
         ({"hidden_size": 8}, {}, "has no num_hidden_layers"),
     ],
