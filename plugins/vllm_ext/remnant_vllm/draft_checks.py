@@ -8,6 +8,7 @@ from typing import Any
 
 import remnant_vllm
 from remnant.errors import ConfigError, UnsupportedPolicy, unknown
+from remnant.serving.checkpoint import find_config, read_json, stored_bytes
 from remnant_vllm.asked import DRAFTERS, drafting, given
 
 __all__ = ["check_drafting"]
@@ -22,8 +23,9 @@ def check_drafting(vllm_config: Any) -> None:
         vllm_config: of the engine; nothing is changed.
 
     Raises:
-        ConfigError: an unknown drafter or option, a value out of range, options for a drafter that is not chosen, a
-            checkpoint whose vocabulary map is missing or inconsistent, a drafter larger than its target.
+        ConfigError: an unknown drafter or option, a value out of range, options for a drafter that is not chosen; a
+            checkpoint whose vocabulary map is missing or inconsistent; a drafter with another vocabulary or tokenizer,
+            or one larger than its target.
         UnsupportedPolicy: a combination that would not do what it says.
     """
     draft = getattr(vllm_config, "speculative_config", None)
@@ -66,35 +68,75 @@ def _custom(vllm_config: Any, draft: Any, name: str) -> None:
         from remnant_vllm.drafting import LookupOptions
 
         LookupOptions.parse(drafting(vllm_config, "lookup"), draft.num_speculative_tokens)
+    if name == "RapidDrafter":
+        from remnant_vllm.rapid_options import RapidOptions
+
+        options = RapidOptions.parse(drafting(vllm_config, "rapid"))
+        folder = _folder(options.model)
+        if folder is not None:
+            wanted = vllm_config.model_config.get_vocab_size()
+            _same_vocabulary(folder.name, read_json(folder / "config.json"), wanted)
 
 
 def _checkpoint(vllm_config: Any, draft: Any) -> None:
-    """A drafter with weights: what stock vLLM would load in silence, and then draft nonsense with or waste memory on."""
-    target, drafter = vllm_config.model_config, getattr(draft, "draft_model_config", None)
-    folder = Path(str(getattr(draft, "model", None) or ""))
-    if draft.method not in ("draft_model", "eagle3") or drafter is None or not folder.is_dir():
+    """A drafter with weights: what stock vLLM would load in silence and then draft nonsense with."""
+    target, folder = vllm_config.model_config, _folder(draft.model)
+    if draft.method not in ("draft_model", "eagle3") or folder is None:
         return
-    config = getattr(drafter, "hf_config", None)
-    config = getattr(config, "model", config) if not hasattr(config, "vocab_size") else config
-    size = getattr(config, "draft_vocab_size", None)
-    if size is not None and size < target.get_vocab_size():
+    config, wanted = read_json(folder / "config.json"), target.get_vocab_size()
+    _same_vocabulary(folder.name, config, wanted)
+    if (config.get("draft_vocab_size") or wanted) < wanted:
         from remnant.speculative.vocab_checkpoint import read_checkpoint
 
         read_checkpoint(folder)
-    if draft.method == "draft_model":
-        _smaller(Path(str(target.model)), folder)
+    other = _folder(target.model)
+    if draft.method == "draft_model" and other is not None:
+        _same_tokenizer(folder, other)
+        _smaller(folder, other)
 
 
-def _smaller(target: Path, drafter: Path) -> None:
-    """Both as their files are: weights are what a step reads."""
-    from remnant.serving.checkpoint import stored_bytes
+def _folder(model: object) -> Path | None:
+    """Where a model lies; None for one that vLLM will have to download."""
+    try:
+        return find_config(str(model)).parent
+    except ConfigError:
+        if model and Path(str(model)).is_dir():
+            raise
+        return None
 
-    if not target.is_dir():
-        return
-    ours, theirs = stored_bytes(drafter, 2), stored_bytes(target, 2)
-    if ours and theirs and ours > theirs:
+
+def _same_vocabulary(name: str, config: Mapping[str, Any], wanted: int) -> None:
+    has = config.get("vocab_size", (config.get("text_config") or {}).get("vocab_size"))
+    if has is not None and has != wanted:
         raise ConfigError(
-            f"a drafter of {ours} bytes for a target of {theirs} at equal precision; it would slow every token down",
+            f"drafter {name!r} has a vocabulary of {has} tokens, its target one of {wanted}",
+            accepted="the target's own vocabulary",
+            do=f"use a drafter made for this target, or {_PACKAGE}.LookupDrafter, which fits every target",
+        )
+
+
+def _same_tokenizer(drafter: Path, target: Path) -> None:
+    """Equal sizes are not enough: a token with two meanings is a guess that is never right."""
+    from tokenizers import Tokenizer
+
+    files = [folder / "tokenizer.json" for folder in (drafter, target)]
+    if not all(file.is_file() for file in files) or files[0].read_bytes() == files[1].read_bytes():
+        return
+    mine, its = (Tokenizer.from_file(str(file)).get_vocab() for file in files)
+    some = next((token for token in sorted({*mine, *its}) if mine.get(token) != its.get(token)), None)
+    if some is not None:
+        raise ConfigError(
+            f"the tokenizers differ: {some!r} is {mine.get(some)} for the drafter and {its.get(some)} for the target",
+            accepted="one tokenizer for both",
+        )
+
+
+def _smaller(drafter: Path, target: Path) -> None:
+    """Both as their files are: weights are what a step reads."""
+    mine, its = stored_bytes(drafter, 2), stored_bytes(target, 2)
+    if mine and its and mine > its:
+        raise ConfigError(
+            f"drafter {drafter.name!r} has {mine} bytes of weights in 16 bits, its target {its}: drafting cannot pay",
             accepted="a drafter that is no larger than its target",
             do="exchange the two, or train a small one with remnant fastdraft",
         )

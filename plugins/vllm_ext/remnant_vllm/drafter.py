@@ -50,7 +50,10 @@ class LookupDrafter:
                   match.min_match)  # fmt: skip
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
-        """Nothing: there are no weights."""
+        """No weights are loaded; in this process, sampling is seen to."""
+        from remnant_vllm._compat.sampler import repair_sampling
+
+        repair_sampling()
 
     def propose(
         self,

@@ -14,7 +14,7 @@ _TAIL, _HEAD = 32, 64
 class Growing(Protocol):
     """What is kept of a text."""
 
-    def extend(self, tokens: Any) -> Any:
+    def extend(self, tokens: Any, /) -> Any:
         """The text goes on."""
         ...
 

@@ -83,6 +83,9 @@ class RapidDrafter:
         """Load the second model and its caches."""
         from transformers import AutoModelForCausalLM
 
+        from remnant_vllm._compat.sampler import repair_sampling
+
+        repair_sampling()
         model: Any = AutoModelForCausalLM.from_pretrained(
             self.options.model, dtype=self.config.model_config.dtype, attn_implementation="sdpa"
         )
