@@ -16,7 +16,7 @@ from torch import Tensor
 from remnant_kernels._jit import dot, next_power, upcast
 from remnant_kernels.decode_attention.naive import Decoded, Reduce, Score
 
-__all__ = ["decode_attention", "merge_parts"]
+__all__ = ["decode_attention", "merge_parts", "split_parts"]
 
 _REDUCE = {"mean": 0, "max": 1, "sum": 2}
 _MODE = {"row": 0, "sum": 1, "stamp": 2}
@@ -156,24 +156,11 @@ def decode_attention(
     threshold: Tensor | None = None,
 ) -> Decoded:
     """See `naive_decode_attention`; q, k and v may have any strides but 1 in their last dimension."""
-    b, hq, d = q.shape
+    b, hq, _ = q.shape
     h, s, dv = k.shape[1], k.shape[2], v.shape[3]
     g = hq // h
-    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
-    gp, bd, bdv = next_power(g), next_power(d), next_power(dv)
-    tile = 64 if max(bd, bdv) <= 128 else 32
-    chunk, splits = _shares(b * h, s, tile, q.device)
-    part = torch.empty(b * h, splits, gp, bdv, dtype=torch.float32, device=q.device)
-    part_lse = torch.empty(b * h, splits, gp, dtype=torch.float32, device=q.device)
-    logits = torch.empty(b, hq, s, dtype=torch.float32, device=q.device) if score != "none" else None
     lens = None if lens is None else lens.contiguous()
-    _split_kernel[b * h, splits](
-        q, k, v, lens, None if bias is None else bias.contiguous(), part, part_lse, logits, s, chunk,
-        d**-0.5 if scale is None else scale, softcap or 1.0,
-        q.stride(0), q.stride(1), *k.stride()[:3], *v.stride()[:3],
-        h, g, d, dv, gp, bd, bdv, tile, lens is not None, bias is not None, softcap is not None,
-        logits is not None, upcast(q.dtype), num_warps=4, num_stages=3,
-    )  # fmt: skip
+    part, part_lse, logits = split_parts(q, k, v, lens, bias, scale, softcap, logits=score != "none")
     out, lse = merge_parts(part, part_lse, sinks, b, h, g, dv, q.dtype)
     done = Decoded(out, lse)
     if score == "none":
@@ -188,6 +175,37 @@ def decode_attention(
     if score == "stamp":
         return done._replace(last=last, interval=interval)
     return done._replace(score=state)
+
+
+def split_parts(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    lens: Tensor | None = None,
+    bias: Tensor | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    logits: bool = False,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Parts `[B*H, splits, GP, BDV]`, their base-2 log-sum-exp `[B*H, splits, GP]`, and logits `[B, G*H, S]`."""
+    b, hq, d = q.shape
+    h, s, dv = k.shape[1], k.shape[2], v.shape[3]
+    g = hq // h
+    q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
+    gp, bd, bdv = next_power(g), next_power(d), next_power(dv)
+    tile = 64 if max(bd, bdv) <= 128 else 32
+    chunk, splits = _shares(b * h, s, tile, q.device)
+    part = torch.empty(b * h, splits, gp, bdv, dtype=torch.float32, device=q.device)
+    part_lse = torch.empty(b * h, splits, gp, dtype=torch.float32, device=q.device)
+    kept = torch.empty(b, hq, s, dtype=torch.float32, device=q.device) if logits else None
+    _split_kernel[b * h, splits](
+        q, k, v, lens, None if bias is None else bias.contiguous(), part, part_lse, kept, s, chunk,
+        d**-0.5 if scale is None else scale, softcap or 1.0,
+        q.stride(0), q.stride(1), *k.stride()[:3], *v.stride()[:3],
+        h, g, d, dv, gp, bd, bdv, tile, lens is not None, bias is not None, softcap is not None,
+        logits, upcast(q.dtype), num_warps=4, num_stages=3,
+    )  # fmt: skip
+    return part, part_lse, kept
 
 
 def merge_parts(
