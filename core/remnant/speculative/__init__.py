@@ -21,11 +21,13 @@ if TYPE_CHECKING:
     )
     from remnant.speculative.drafter import Draft, Drafter, get_drafter, list_drafters
     from remnant.speculative.drafters.model import ModelDrafter
+    from remnant.speculative.drafters.rapid import RagDrafter
     from remnant.speculative.drafters.tree import TreeDrafter
     from remnant.speculative.engine import Output, generate
     from remnant.speculative.memory_model import MemoryModel
     from remnant.speculative.planner import Plan, Refusal, plan
-    from remnant.speculative.rapid import tilt_geometric, tilt_kl, tilt_step
+    from remnant.speculative.rag_context import RagContext
+    from remnant.speculative.rapid import Audit, Tilt, tilt_geometric, tilt_kl, tilt_step
     from remnant.speculative.sampling import Sampler
     from remnant.speculative.stats import SpecStats, block_efficiency, mbsu, speedup
     from remnant.speculative.target import Target
@@ -37,11 +39,13 @@ _MODULES = {
     "accept": "Accepted Walk accept_chain accept_tree draw residual residual_det walk_tree",
     "drafter": "Draft Drafter get_drafter list_drafters",
     "drafters.model": "ModelDrafter",
+    "drafters.rapid": "RagDrafter",
     "drafters.tree": "TreeDrafter",
     "engine": "Output generate",
     "memory_model": "MemoryModel",
     "planner": "Plan Refusal plan",
-    "rapid": "tilt_geometric tilt_kl tilt_step",
+    "rag_context": "RagContext",
+    "rapid": "Audit Tilt tilt_geometric tilt_kl tilt_step",
     "sampling": "Sampler",
     "stats": "SpecStats block_efficiency mbsu speedup",
     "target": "Target",
@@ -51,16 +55,20 @@ _MODULES = {
 
 __all__ = [
     "Accepted",
+    "Audit",
     "Draft",
     "Drafter",
     "MemoryModel",
     "ModelDrafter",
     "Output",
     "Plan",
+    "RagContext",
+    "RagDrafter",
     "Refusal",
     "Sampler",
     "SpecStats",
     "Target",
+    "Tilt",
     "Tree",
     "TreeDrafter",
     "VocabMap",
