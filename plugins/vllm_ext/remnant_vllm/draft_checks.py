@@ -11,7 +11,7 @@ from remnant.errors import ConfigError, UnsupportedPolicy, unknown
 from remnant.serving.checkpoint import find_config, read_json, stored_bytes
 from remnant_vllm.asked import DRAFTERS, drafting, given
 
-__all__ = ["check_drafting"]
+__all__ = ["check_drafting", "check_sampling"]
 
 _PACKAGE = "remnant_vllm"
 
@@ -44,6 +44,30 @@ def check_drafting(vllm_config: Any) -> None:
         _custom(vllm_config, draft, chosen)
     else:
         _checkpoint(vllm_config, draft)
+
+
+def check_sampling(vllm_config: Any, params: Any) -> None:
+    """Refuse what vLLM leaves out in silence where it drafts, if the drafter is one of ours.
+
+    Args:
+        vllm_config: of the engine.
+        params: `SamplingParams` of a request; None or something else for a request that samples nothing.
+
+    Raises:
+        ConfigError: `min_p` or `logit_bias`.
+    """
+    draft = getattr(vllm_config, "speculative_config", None)
+    config = getattr(getattr(draft, "draft_model_config", None), "hf_config", None)
+    if _chosen(draft) is None and not hasattr(config, "remnant_trim"):
+        return
+    for name in ("min_p", "logit_bias"):
+        value = getattr(params, name, None)
+        if value:
+            raise ConfigError(
+                f"{name}={value!r} in an engine that drafts: vLLM would ignore it and answer as if it was not given",
+                accepted="temperature, top_p, top_k, penalties, bad_words, allowed_token_ids, min_tokens, seed",
+                do=f"leave out {name}, or send the request to an engine without --speculative-config",
+            )
 
 
 def _chosen(draft: Any) -> str | None:

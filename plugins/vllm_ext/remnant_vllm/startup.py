@@ -9,7 +9,7 @@ from remnant.errors import ConfigError, RemnantError, UnsupportedPolicy
 from remnant.kv import Policy, Rope
 from remnant_vllm._compat.engine import InputProcessor, VLLMValidationError, check_host, wrap_once
 from remnant_vllm.asked import eviction
-from remnant_vllm.draft_checks import check_drafting
+from remnant_vllm.draft_checks import check_drafting, check_sampling
 from remnant_vllm.settings import Settings
 
 __all__ = ["prepare", "rope_for"]
@@ -130,11 +130,12 @@ def _reading_requests(original: Any) -> Any:
 
     def process_inputs(self: Any, request_id: str, prompt: Any, params: Any, *args: Any, **kwargs: Any) -> Any:
         asked = (getattr(params, "extra_args", None) or {}).get("remnant")
-        if asked is not None:
-            try:
+        try:
+            check_sampling(self.vllm_config, params)
+            if asked is not None:
                 _check_request(self.vllm_config, params.extra_args)
-            except RemnantError as error:
-                raise RejectedRequest(error) from error
+        except RemnantError as error:
+            raise RejectedRequest(error) from error
         return original(self, request_id, prompt, params, *args, **kwargs)
 
     return process_inputs

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.kv import get_policy
 from remnant.kv.pace import paced
 from remnant_vllm.drafter import LookupDrafter
@@ -154,3 +155,43 @@ def test_drafts_are_bounded(engine: Any, testbed: Path, prompts: Prompts) -> Non
     seen = drafted(running)
     assert 0 < seen["draft_tokens"] <= 2 * seen["drafts"]
     assert 1300 < max(most) <= 1500, "two of the three fit"
+
+
+@pytest.mark.parametrize(
+    ("flags", "error", "said"),
+    [
+        ({"additional_config": {"remnant": {"lookup": {"min_mach": 3}}}}, ConfigError, "did you mean 'min_match'"),
+        ({"additional_config": {"remnant": {"lookup": {"max_draft": 9}}}}, ConfigError, "at most 4"),
+        ({"additional_config": {"remnant": {"lookupp": {}}}}, ConfigError, "no 'policy'"),
+        ({"additional_config": {"remnant": {"rapid": {"model": "m"}}}}, ConfigError, "does not choose"),
+        (
+            {"additional_config": {"remnant": {"lookup": {}}}, "speculative_config": None},
+            ConfigError,
+            "does not choose",
+        ),
+        ({"speculative_config": {**LOOKUP, "model": "remnant_vllm.LookupDraftr"}}, ConfigError, "did you mean"),
+        ({"remnant": {**SNAPKV, "mode": "stream"}}, UnsupportedPolicy, "drafts that may be rejected"),
+        ({"async_scheduling": True}, ValueError, "[Aa]sync scheduling"),
+    ],
+)
+def test_refused_before_anything_is_loaded(
+    flags: dict[str, Any], error: type[Exception], said: str, engine: Any, checkpoints: Any, monkeypatch: Any
+) -> None:
+    from vllm.v1.worker.cpu_model_runner import CPUModelRunner
+
+    monkeypatch.setattr(CPUModelRunner, "load_model", lambda *args, **kwargs: pytest.fail("weights were loaded"))
+    with pytest.raises(Exception, match=said) as caught:
+        engine(checkpoints("llama"), **{"speculative_config": LOOKUP, **flags})
+    # What is a ValueError arrives as the error of vLLM's own validation, with our message in it.
+    assert isinstance(caught.value, error) or type(caught.value).__name__ == "ValidationError"
+
+
+@pytest.mark.parametrize("options", [{"min_p": 0.1, "temperature": 1.0}, {"logit_bias": {7: 2.0}}])
+def test_what_vllm_would_ignore_is_refused(
+    options: dict[str, Any], engine: Any, checkpoints: Any, prompts: Prompts
+) -> None:
+    """vLLM drops these where it drafts; whoever sends them hears it, and the engine goes on."""
+    running = engine(checkpoints("llama"), speculative_config=LOOKUP)
+    with pytest.raises(ConfigError, match=f"{next(iter(options))}=.* would ignore it"):
+        running.run(prompts(40), 2, **options)
+    assert len(running.run(prompts(40), 2)[0]) == 2
