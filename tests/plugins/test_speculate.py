@@ -257,7 +257,8 @@ def test_the_model_is_not_touched_and_threads_do_not_meet(lab: Any, small: Any):
     before = dict(vars(model))
     prompts = [lab.ids(20 + i, seed=i) for i in range(4)]
     want = [lab.go(model, ids, lab.cache(model, "snapkv"), 20) for ids in prompts]
-    drafts, got = remnant_hf.speculate(small, 3), [None] * 4
+    drafts = remnant_hf.speculate(small, 3)
+    got: list[Any] = [None] * 4
 
     def work(i: int) -> None:
         got[i] = lab.go(model, prompts[i], lab.cache(model, "snapkv"), 20, custom_generate=drafts)

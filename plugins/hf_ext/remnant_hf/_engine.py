@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -14,8 +13,9 @@ from transformers.generation.utils import GenerateDecoderOnlyOutput
 from remnant.errors import ConfigError
 from remnant.speculative.drafter import Draft, Drafter, Sampler
 from remnant.speculative.engine import generate
-from remnant.speculative.guard import Guard
+from remnant.speculative.guard import GuardedTarget
 from remnant.speculative.stats import SpecStats
+from remnant.speculative.target import Target
 from remnant_hf._proxy import Call
 from remnant_hf._sampler import HostSampler
 from remnant_hf._target import ModelTarget
@@ -67,23 +67,6 @@ class Bounded:
         return int(own()) if own else 0
 
 
-@dataclass(frozen=True)
-class _Bounds:
-    """A plan as the engine reads it: the text is bounded by the context, the cache by what eviction leaves."""
-
-    n: int
-    depth: int
-    L_max: int
-
-    @classmethod
-    def under(cls, plan: Any, lengths: list[int], new: int, bounded: Bounded) -> _Bounds:
-        """Refuse what would outgrow the plan, and have every pass of the target measured."""
-        guard, target = Guard(plan), bounded.target
-        guard.admit(lengths, new)
-        target.watch = lambda: guard.check(target.stored_bytes() + bounded.nbytes())
-        return cls(plan.n, plan.depth, plan.context)
-
-
 def engine_loop(
     call: Call, drafter: Drafter, num_draft: int, sampler: HostSampler, plan: Any, tilt: Any
 ) -> tuple[Any, SpecStats]:
@@ -106,14 +89,16 @@ def engine_loop(
     new = config.max_length - width
     target = ModelTarget(call.model, _template(call.cache, rows), config.prefill_chunk_size)
     bounded = Bounded(drafter, target, tilt is not None)
+    guarded: Target = target
     if plan is not None:
-        plan = _Bounds.under(plan, [len(ids) for ids in prompts], new, bounded)
+        guarded = GuardedTarget(target, plan)
+        guarded.guard.admit([len(ids) for ids in prompts], new)
     if any(len(ids) != width for ids in prompts):
         sampler.prefix = [row[: width - len(ids)] for row, ids in zip(call.input_ids, prompts, strict=True)]
     streamer = call.streamer
     try:
         out = generate(
-            target, bounded, prompts, new, sampler, plan, tilt,
+            guarded, bounded, prompts, new, sampler, plan, tilt,
             num_draft=num_draft, eos=_ends(config), stop=_stop(call),
             on_tokens=None if streamer is None else lambda _, tokens: streamer.put(tokens.cpu()),
         )  # fmt: skip

@@ -21,7 +21,7 @@ from remnant_hf._sampler import HostSampler
 from remnant_hf._source import Source
 
 if TYPE_CHECKING:
-    from remnant.speculative.planner import Plan
+    from remnant.speculative.planner import Plan, Refusal
     from remnant.speculative.rapid import Tilt
 
 __all__ = ["Speculation", "speculate"]
@@ -32,7 +32,7 @@ def speculate(
     num_draft: int = 4,
     *,
     tilt: Tilt | None = None,
-    plan: Plan | None = None,
+    plan: Plan | Refusal | None = None,
     tree: bool = False,
     tokenizer: Any = None,
     drafter_tokenizer: Any = None,
@@ -92,7 +92,7 @@ class Speculation:
         drafter: Any,
         num_draft: int,
         tilt: Tilt | None,
-        plan: Plan | None,
+        plan: Plan | Refusal | None,
         tree: bool,
         tokenizer: Any,
         drafter_tokenizer: Any,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -52,8 +52,6 @@ class ModelTarget:
         if "position_ids" not in parameters:
             raise ConfigError(f"{type(model).__name__} takes no position_ids", accepted="models with rotary positions")
         self._kind = str(getattr(model.config, "_attn_implementation", "sdpa"))
-        self.watch: Callable[[], None] | None = None
-        """Called after every pass, for who bounds what is held."""
         self._widths: list[int] = []
         self._together: RowsCache | None = None
 
@@ -116,10 +114,7 @@ class ModelTarget:
         if mask is not None and any(isinstance(x, RemnantLayer) and x.policy.when for x in self.caches[0].layers):
             raise UnsupportedPolicy("a drafted tree over a cache that evicts", accepted="chains")
         tokens, positions = tokens.to(device), positions.to(device)
-        logits = self._forward(self.caches, tokens, positions, self._widths, mask, None)
-        if self.watch is not None:
-            self.watch()
-        return logits
+        return self._forward(self.caches, tokens, positions, self._widths, mask, None)
 
     def _forward(
         self,
@@ -175,10 +170,6 @@ class ModelTarget:
         """Bytes that the caches hold now."""
         return sum(_bytes(layer) for cache in self.caches for layer in cache.layers)
 
-    def stored_bytes(self) -> int:
-        """Bytes of the keys and values themselves, without spare room and what a policy remembers."""
-        return sum(_bytes(layer, spare=False) for cache in self.caches for layer in cache.layers)
-
     def room(self, row: int) -> int:
         """Tokens that the caller's row may draft before its cache evicts."""
         if row not in self.alive:
@@ -202,9 +193,9 @@ class _Whole(DynamicLayer):
         self.sliding_window = sliding_window
 
 
-def _bytes(layer: Any, spare: bool = True) -> int:
+def _bytes(layer: Any) -> int:
     if isinstance(layer, RemnantLayer):
-        return (layer.store.allocated() if spare else layer.store.bytes()) if layer.seen else 0
+        return layer.store.allocated() if layer.seen else 0
     held = (getattr(layer, "keys", None), getattr(layer, "values", None))
     return sum(x.nbytes for x in held if isinstance(x, Tensor))
 
