@@ -83,7 +83,7 @@ def test_drawn_children_enumerated(mode, drawn_from):
     assert (out - p).abs().max() < 1e-12
 
 
-@pytest.mark.parametrize("children", [[3], [5, 0, 7], list(range(V))])
+@pytest.mark.parametrize("children", [[3], [5, 0, 7], [4, 4, 1, 4], list(range(V))])
 def test_listed_children_enumerated(children, drawn_from):
     p = dist(torch.Generator().manual_seed(3), V, holes=2)
     assert (node(p, None, children, "det", drawn_from) - p).abs().max() < 1e-12

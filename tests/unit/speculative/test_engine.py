@@ -13,6 +13,7 @@ from hypothesis import strategies as st  # noqa: E402
 
 from remnant.errors import ConfigError, ShapeError  # noqa: E402
 from remnant.speculative import Draft, Sampler, generate  # noqa: E402
+from remnant.speculative._text import Text  # noqa: E402
 
 VOCAB = 23
 PROMPTS = [torch.tensor([3, 1, 4, 1, 5]), torch.tensor([9]), torch.tensor([2, 6, 5])]
@@ -170,6 +171,16 @@ def test_a_caller_may_stop_a_row_at_any_token(model, plain, oracle):
     for row, ids in asked:
         assert ids == plain[row][: len(ids)]
     assert [len(ids) for row, ids in asked if row == 0] == list(range(1, 10))
+
+
+def test_a_row_ends_at_its_bound_even_within_what_was_accepted():
+    text = Text([torch.tensor([1, 2])], [3], eos=[9], stop=None, device=torch.device("cpu"))
+    assert text.append(0, [3, 4]) == [3, 4]
+    assert (text.left(0), text.done) == (1, [False])
+    assert text.append(0, [5, 6, 9]) == [5]
+    assert (text.left(0), text.done) == (0, [True])
+    assert text.append(0, [7]) == []
+    assert text.new(0).tolist() == [3, 4, 5]
 
 
 def test_a_plan_bounds_drafts_and_texts(model, plain, oracle):

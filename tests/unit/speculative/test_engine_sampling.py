@@ -116,6 +116,37 @@ def test_chains_and_trees_in_one_batch(tables, markov, chi_square):
     assert chi_square(counts, joint(z.softmax(-1))) < 4
 
 
+def test_named_and_drawn_chains_in_one_batch(tables, markov, chi_square):
+    z, zq = tables
+    drafter: Any = ModelDrafter(markov(zq))
+    real = drafter.propose
+
+    def propose(limits, rule):
+        drafts = real(limits, rule)
+        return [Draft(1 - d.ids.clamp(max=1)) if i % 2 else d for i, d in enumerate(drafts)]
+
+    drafter.propose = propose
+    counts, _ = sampled(markov(z), drafter, Sampler(generator=torch.Generator().manual_seed(8)), num_draft=2)
+    assert chi_square(counts, joint(z.softmax(-1))) < 4
+
+
+@pytest.mark.parametrize("tilted", [False, True])
+def test_a_drafter_that_knows_fewer_tokens(tables, markov, chi_square, tilted):
+    """What it does not know has no probability in q, and none in a geometric tilt."""
+    z, zq = tables
+    known = zq[:, : V - 1].clone()
+    drafter = ModelDrafter(markov(known), logits=tilted)
+    drafter.vocab_size = V - 1
+    sampler = Sampler(generator=torch.Generator().manual_seed(9))
+    wide = torch.cat([known, torch.full((V, 1), float("-inf"), dtype=torch.float64)], 1)
+    if tilted:
+        counts, _ = sampled(markov(z), drafter, sampler, tilt=lambda a, b: tilt_geometric(a, b, 0.5), num_draft=2)
+        assert chi_square(counts, joint(tilt_geometric(z, wide, 0.5).exp())) < 4
+    else:
+        counts, _ = sampled(markov(z), drafter, sampler, num_draft=2)
+        assert chi_square(counts, joint(z.softmax(-1))) < 4
+
+
 @pytest.mark.parametrize("named", [False, True])
 def test_a_tilt_gives_exactly_the_tilted_distribution(tables, markov, chi_square, named):
     """The first token, corrections, the bonus, and the last token that no draft precedes."""
@@ -138,7 +169,7 @@ def test_a_tilt_may_bring_its_own_residual(tables, markov, chi_square):
         tilted_bonus = False
 
         def __call__(self, a, b):
-            return a + 2.0 * (b.softmax(-1) - a.softmax(-1))
+            return a + 9.0 * (b.softmax(-1) - a.softmax(-1))  # past q, where the second term of the residual counts
 
         def residual(self, p, q, tilted):
             rest = torch.maximum(p - q, p - tilted).clamp(min=0)
