@@ -9,7 +9,24 @@ from typing import Any, Final
 
 from remnant.errors import ConfigError
 
-__all__ = ["MatchOptions", "Rates", "at_least", "common_suffix", "most_shared", "pack"]
+__all__ = [
+    "COPIED",
+    "JUDGED",
+    "MatchOptions",
+    "Rates",
+    "at_least",
+    "common_suffix",
+    "grounds_of",
+    "most_shared",
+    "pack",
+]
+
+JUDGED: Final = 4
+"""Tokens of a draft by which it is judged, so that the same matches are followed whatever the limit."""
+ALONE, ALL, MOST, FEW, COPIED = range(5)
+"""Grounds of a continuation: its occurrence is the only one, all agree, most do, fewer do; or it was right so far."""
+_TRUST: Final = (0.92, 1.0, 0.8, 0.5, 1.0)
+"""What the prior is multiplied with, by grounds."""
 
 _PRIOR: Final = (0.0, 0.6, 0.7, 0.7, 0.75, 0.8, 0.8, 0.85, 0.88, 0.9, 0.92, 0.93, 0.94, 0.95, 0.95, 0.95, 0.97, 0.98)
 """Chance that the next token is right, by length of match: single lengths, 16 to 31, and above; where to start from."""
@@ -39,7 +56,7 @@ class MatchOptions:
     """
 
     min_match: int = 2
-    min_share: float = 0.45
+    min_share: float = 0.42
     long_match: int = 8
     probes: int = 16
     depth: int = 32
@@ -57,7 +74,7 @@ class MatchOptions:
 
 
 class Rates:
-    """How often the token after a match was the right one, by the length of the match.
+    """How often the token after a match was the right one, by the length of the match and what speaks for it.
 
     Counts are plain sums, so what was counted can be taken back exactly.
     """
@@ -66,38 +83,67 @@ class Rates:
 
     def __init__(self) -> None:
         """Begin with the prior alone."""
-        self._hits = [0] * len(_PRIOR)
-        self._seen = [0] * len(_PRIOR)
-        self._chances = list(_PRIOR)
+        self._hits = [[0] * len(_PRIOR) for _ in _TRUST]
+        self._seen = [[0] * len(_PRIOR) for _ in _TRUST]
+        self._chances = [[_prior(grounds, bucket) for bucket in range(len(_PRIOR))] for grounds in range(len(_TRUST))]
 
-    def count(self, length: int, run: int, sign: int = 1, failed: bool = True) -> None:
+    def count(self, length: int, grounds: int, run: int, sign: int = 1, failed: bool = True) -> None:
         """Count a match of `length` tokens that went on for `run` tokens and then failed; a `sign` of -1 takes it back.
 
-        Where it has not `failed`, only the tokens that were right are counted.
+        Where it has not `failed`, only the tokens that were right are counted. The first token is counted for the
+        grounds that the match had, those after it as copied.
         """
         end = length + run
-        for bucket in range(length, min(end, _SINGLE)):
-            self._add(bucket, sign, sign)
-        for bucket, low, high in ((_SINGLE, _SINGLE, _LONG), (_SINGLE + 1, _LONG, end)):
-            inside = sign * (min(end, high) - max(length, low))
-            if inside * sign > 0:
-                self._add(bucket, inside, inside)
+        if run:
+            self._add(grounds, _BUCKETS[min(length, _LONG)], sign, sign)
+        low = length + 1
+        for bucket in range(low, min(end, _SINGLE)):
+            self._add(COPIED, bucket, sign, sign)
+        for bucket, first, last in ((_SINGLE, _SINGLE, _LONG), (_SINGLE + 1, _LONG, end)):
+            inside = min(end, last) - max(low, first)
+            if inside > 0:
+                self._add(COPIED, bucket, sign * inside, sign * inside)
         if failed:
-            self._add(_BUCKETS[min(end, _LONG)], 0, sign)
+            self._add(COPIED if run else grounds, _BUCKETS[min(end, _LONG)], 0, sign)
 
-    def expected(self, length: int, limit: int) -> float:
+    def expected(self, length: int, grounds: int, limit: int) -> float:
         """Tokens of a draft of `limit` after a match of `length` tokens that are expected to be accepted."""
-        whole, total = 1.0, 0.0
+        whole, total, chances = 1.0, 0.0, self._chances[grounds]
         for at in range(length, length + limit):
-            whole *= self._chances[_BUCKETS[at] if at < _LONG else _SINGLE + 1]
+            whole *= chances[_BUCKETS[at] if at < _LONG else _SINGLE + 1]
             total += whole
+            chances = self._chances[COPIED]
         return total
 
-    def _add(self, bucket: int, hits: int, seen: int) -> None:
-        self._hits[bucket] += hits
-        self._seen[bucket] += seen
-        known = self._hits[bucket] + _WEIGHT * _PRIOR[bucket]
-        self._chances[bucket] = known / (self._seen[bucket] + _WEIGHT)
+    def _add(self, grounds: int, bucket: int, hits: int, seen: int) -> None:
+        self._hits[grounds][bucket] += hits
+        self._seen[grounds][bucket] += seen
+        known = self._hits[grounds][bucket] + _WEIGHT * _prior(grounds, bucket)
+        self._chances[grounds][bucket] = known / (self._seen[grounds][bucket] + _WEIGHT)
+
+
+def _prior(grounds: int, bucket: int) -> float:
+    return _TRUST[grounds] * _PRIOR[bucket]
+
+
+def grounds_of(token: int, following: list[int]) -> int:
+    """What speaks for a continuation: how many of all occurrences that were looked at go on with it."""
+    if len(following) == 1:
+        return ALONE
+    same = following.count(token)
+    return ALL if same == len(following) else MOST if 2 * same > len(following) else FEW
+
+
+def common_prefix(a: array[int], b: array[int]) -> int:
+    """Length of the common prefix."""
+    low, high = 0, min(len(a), len(b))
+    while low < high:
+        middle = (low + high + 1) // 2
+        if a[low:middle] == b[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
 
 
 def common_suffix(tokens: array[int], a: int, b: int, known: int, depth: int, other: array[int] | None = None) -> int:

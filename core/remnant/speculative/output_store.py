@@ -10,7 +10,7 @@ from hashlib import blake2b
 from threading import Lock
 
 from remnant.errors import ConfigError
-from remnant.speculative.match import at_least, common_suffix, most_shared, pack
+from remnant.speculative.match import at_least, common_suffix, grounds_of, most_shared, pack
 
 __all__ = ["OutputStore", "StoreOptions"]
 
@@ -137,22 +137,22 @@ class OutputStore:
         """
         return self.find(scope, context, limit)[0]
 
-    def find(self, scope: str, context: Sequence[int], limit: int) -> tuple[list[int], int]:
-        """`propose`, and how many tokens of the context agree (0 where nothing matches)."""
+    def find(self, scope: str, context: Sequence[int], limit: int) -> tuple[list[int], int, int]:
+        """`propose`, how many tokens of the context agree (0 where nothing matches), and the grounds; see `match`."""
         _check(scope)
         near = pack(context[-self.options.depth :])
         key = near[-self.options.min_match :].tobytes()
         if limit <= 0 or len(near) < self.options.min_match:
-            return [], 0
+            return [], 0, 0
         with self._lock:
             shelf = self._shelves.get(scope)
             place = shelf.heads.get(key, -1) if shelf else -1
             if shelf is None or place < 0:
-                return [], 0
-            place, length = self._choose(shelf, place, near)
+                return [], 0, 0
+            place, length, grounds = self._choose(shelf, place, near)
             self._touch(scope, place >> _SHIFT)
             start = (place & _OFFSET) + 1
-            return shelf.outputs[place >> _SHIFT].tokens[start : start + limit].tolist(), length
+            return shelf.outputs[place >> _SHIFT].tokens[start : start + limit].tolist(), length, grounds
 
     def forget(self, scope: str) -> int:
         """Drop all that one scope holds; how many outputs that were."""
@@ -169,10 +169,10 @@ class OutputStore:
         with self._lock:
             return {"scopes": len(self._shelves), "outputs": len(self._used), "tokens": self._tokens}
 
-    def _choose(self, shelf: _Shelf, place: int, near: array[int]) -> tuple[int, int]:
-        """The place whose past agrees longest, and how many tokens agree."""
+    def _choose(self, shelf: _Shelf, place: int, near: array[int]) -> tuple[int, int, int]:
+        """The place whose past agrees longest, how many tokens agree, and the grounds."""
         options, end = self.options, len(near) - 1
-        best, found, left = 0, list[int](), options.probes
+        best, found, following, left = 0, list[int](), dict[int, int](), options.probes
         while place >= 0 and left:
             output, at = shelf.outputs[place >> _SHIFT], place & _OFFSET
             length = common_suffix(output.tokens, at, end, options.min_match, options.depth, near)
@@ -180,11 +180,12 @@ class OutputStore:
                 best, found = length, [place]
             elif length == best:
                 found.append(place)
+            following[place] = output.tokens[at + 1]
             place = output.older[at]
             left -= 1
         if len(found) > 1:
-            found = most_shared(found, [shelf.outputs[q >> _SHIFT].tokens[(q & _OFFSET) + 1] for q in found])
-        return found[0], best
+            found = most_shared(found, [following[q] for q in found])
+        return found[0], best, grounds_of(following[found[0]], list(following.values()))
 
     def _touch(self, scope: str, number: int) -> None:
         self._used.move_to_end(number)

@@ -11,12 +11,23 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from remnant.errors import ConfigError
-from remnant.speculative.match import MatchOptions, Rates, common_suffix, most_shared, pack
+from remnant.speculative.match import (
+    COPIED,
+    JUDGED,
+    MatchOptions,
+    Rates,
+    common_prefix,
+    common_suffix,
+    grounds_of,
+    most_shared,
+    pack,
+)
 
 __all__ = ["MatchOptions", "SuffixIndex"]
 
-_JUDGED: Final = 4
-"""Tokens of a draft by which it is judged, so that the same matches are followed whatever the limit."""
+_PENDING: Final = 8
+"""Tokens that a match may foretell before they are indexed: together they cost less; too many make one call slow."""
+_NO_MATCH: Final = (-1, 0, 0)
 _NOTHING: Final = 1e-9
 """Less than any match makes one expect."""
 
@@ -45,14 +56,14 @@ class SuffixIndex:
     Source: in the spirit of prompt lookup (Saxena 2023) and SuffixDecoding (Oliaro et al. 2024, arXiv 2411.04975).
         Differs: hash chains in place of a suffix tree (bounded work, exact removal), and the chance of a continuation
         is learnt per length of match rather than read off its frequency.
-    Example: SuffixIndex([1, 2, 3, 4, 5, 1, 2, 3]).propose(2) -> [4, 5]
+    Example: SuffixIndex([1, 2, 3, 4, 1, 2]).propose(2) -> [3, 4]
     """
 
     def __init__(self, prompt: Iterable[int] = (), options: MatchOptions | None = None) -> None:
         """See the class."""
         self.options = options or MatchOptions()
         self._orders = (self.options.long_match, self.options.min_match)
-        self._least = max(self.options.min_share * _JUDGED, _NOTHING)
+        self._least = max(self.options.min_share * JUDGED, _NOTHING)
         self._reset(pack(prompt))
 
     def __len__(self) -> int:
@@ -77,15 +88,17 @@ class SuffixIndex:
             n += 1
             if self._source < 0 or history[self._source + n - 1 - self._at] != token:
                 self._turn(n)
+        if n - self._indexed >= _PENDING:
+            self._index(n)
 
     def propose(self, limit: int) -> list[int]:
         """What probably follows: at most `limit` tokens, none where too little is expected of them.
 
         A match that overlaps the end goes on in its own period.
         """
-        start, length = self.match()
-        if limit <= 0 or self._rates.expected(length, _JUDGED) < self._least:
+        if limit <= 0 or self.expected(JUDGED) < self._least:
             return []
+        start = self.match()[0]
         draft = self._tokens[start : start + limit].tolist()
         while len(draft) < limit:  # the match runs into the end: its continuation is the draft itself
             draft += draft[: limit - len(draft)]
@@ -93,7 +106,10 @@ class SuffixIndex:
 
     def expected(self, limit: int) -> float:
         """Tokens of a draft of `limit` that are expected to be accepted; 0 where nothing matches."""
-        return self._rates.expected(self.match()[1], limit)
+        if self._source < 0:
+            return 0.0
+        run = len(self._tokens) - self._at
+        return self._rates.expected(self._length + run, COPIED if run else self._grounds, limit)
 
     def match(self) -> tuple[int, int]:
         """Where a draft is read from, as an index into the history, and how many tokens before it agree; or -1, 0."""
@@ -115,10 +131,10 @@ class SuffixIndex:
             return
         while self._at > n:
             at = self._at
-            del self._turns[-4:]
-            self._at, self._source, self._length, self._diagonal = self._turns[-4:]
+            del self._turns[-5:]
+            self._at, self._source, self._length, self._grounds, self._diagonal = self._turns[-5:]
             if self._source >= 0:
-                self._rates.count(self._length, at - 1 - self._at, -1)
+                self._rates.count(self._length, self._grounds, at - 1 - self._at, -1)
         self._forget(n)
         del self._tokens[n:]
 
@@ -142,7 +158,7 @@ class SuffixIndex:
         known = len(self._tokens)
         if not known or not self.holds(history):
             given = pack(history)
-            known = _shared(given, self._tokens)
+            known = common_prefix(given, self._tokens)
             if known < self._prompt or 2 * known < len(self._tokens):
                 self._reset(given)
                 return 0
@@ -171,38 +187,39 @@ class SuffixIndex:
         self._searches = self._probes = self._linked = 0
         self._rates = Rates()
         self._clear(0)
-        # A turn is a search: the length of the history then, where its match goes on, the length of the match, and how
-        # far back the text was copied from last. Between two turns the match only grew. Four numbers a turn, kept so
-        # that turns can be taken back; the newest also as attributes.
+        # A turn is a search: the length of the history then, where its match goes on, the length of the match and its
+        # grounds, and how far back the text was copied from last. Between two turns the match only grew. Five numbers
+        # a turn, kept so that turns can be taken back; the newest also as attributes.
         self._turns = array("i")
-        self._at, self._source, self._length, self._diagonal = 0, -1, 0, 0
+        self._at, self._source, self._length, self._grounds, self._diagonal = 0, -1, 0, 0, 0
         self._search(len(prompt))
 
     def _turn(self, n: int) -> None:
         """The last of n tokens is not what the match said: learn that, and look for another."""
         run = n - 1 - self._at
         if self._source >= 0:
-            self._rates.count(self._length, run)
+            self._rates.count(self._length, self._grounds, run)
             if self._length + run >= self.options.long_match:
                 self._diagonal = self._at - self._source
         self._search(n)
 
     def _search(self, n: int) -> None:
         self._at = n
-        self._source, self._length = self._find(n)
-        self._turns.extend((n, self._source, self._length, self._diagonal))
+        self._source, self._length, self._grounds = self._find(n)
+        self._turns.extend((n, self._source, self._length, self._grounds, self._diagonal))
 
     def _clear(self, base: int) -> None:
         self._base = self._indexed = base
         # Per length of key: the newest position that each key ends at, and per position the one before it.
         self._levels = tuple((order, dict[bytes, int](), array("i")) for order in self._orders)
 
-    def _find(self, n: int) -> tuple[int, int]:
-        """The best earlier match of the end of the first n tokens, now indexed: where it goes on, and its length."""
+    def _find(self, n: int) -> tuple[int, int, int]:
+        """Index the end of the first n tokens, and find its best earlier match: where it goes on, length, grounds."""
         end = n - 1
         if end < 0:
-            return -1, 0
-        self._index(end)
+            return _NO_MATCH
+        if self._indexed != end or self._base or n > self.options.max_tokens:
+            self._index(end)
         self._indexed = n
         self._searches += 1
         self._linked += 1
@@ -216,25 +233,28 @@ class SuffixIndex:
             chain.append(q)
             if q >= 0 and best is None:
                 best = self._choose(q, end, order, chain)
-        return best or (-1, 0)
+        return best or _NO_MATCH
 
-    def _choose(self, q: int, end: int, order: int, chain: array[int]) -> tuple[int, int]:
+    def _choose(self, q: int, end: int, order: int, chain: array[int]) -> tuple[int, int, int]:
         tokens, base, depth = self._tokens, self._base, self.options.depth
-        best, found, left = 0, list[int](), self.options.probes
+        best, found, following, left = 0, list[int](), list[int](), self.options.probes
         while q >= 0 and left:
             length = common_suffix(tokens, q, end, order, depth)
             if length > best:
                 best, found = length, [q]
             elif length == best:
                 found.append(q)
+            following.append(tokens[q + 1])
             q = chain[q - base]
             left -= 1
-        self._probes += self.options.probes - left
+        self._probes += len(following)
+        chosen = found[0]
         if len(found) > 1:
             if self._diagonal:
-                return min(found, key=lambda q: abs(end - q - self._diagonal)) + 1, best
-            found = most_shared(found, [tokens[q + 1] for q in found])
-        return found[0] + 1, best
+                chosen = min(found, key=lambda q: abs(end - q - self._diagonal))
+            else:
+                chosen = most_shared(found, [tokens[q + 1] for q in found])[0]
+        return chosen + 1, best, grounds_of(tokens[chosen + 1], following)
 
     def _index(self, upto: int) -> None:
         """Index the grams that end before position `upto`, within the window that a history with it has."""
@@ -279,15 +299,3 @@ class SuffixIndex:
 def _bytes(tokens: Any) -> bytes:
     """Tokens as 32-bit bytes, copied in one go where they are stored so."""
     return tokens.tobytes() if str(getattr(tokens, "dtype", "")) == "int32" else pack(tokens).tobytes()
-
-
-def _shared(a: array[int], b: array[int]) -> int:
-    """Length of the common prefix."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

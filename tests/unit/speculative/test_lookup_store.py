@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from remnant.errors import ConfigError
+from remnant.speculative.match import FEW
 from remnant.speculative.output_store import OutputStore, StoreOptions
 
 SMALL = StoreOptions(max_tokens=120, max_scope_tokens=60, min_match=2, probes=1000, depth=64)
@@ -51,7 +52,7 @@ def test_the_longest_match_of_the_scope_is_found(outputs: list[tuple[str, list[i
             held[scope].append(tokens)
     for scope, mine in held.items():
         length, tokens = _naive(mine, context, 2)
-        draft, found = store.find(scope, context, 4)
+        draft, found, _ = store.find(scope, context, 4)
         assert found == length
         assert set(draft[:1]) <= tokens
         assert bool(draft) == bool(tokens)
@@ -128,7 +129,7 @@ def test_a_longer_match_wins_over_a_more_frequent_one() -> None:
     store = _store()
     for output in ([7, 1, 2, 3], [8, 1, 2, 4], [9, 1, 2, 4]):
         store.add("a", output)
-    assert store.find("a", [7, 1, 2], 3) == ([3], 3)
+    assert store.find("a", [7, 1, 2], 3) == ([3], 3, FEW)
 
 
 def test_the_output_that_was_used_least_recently_goes_first() -> None:

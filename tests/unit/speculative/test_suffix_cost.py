@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import random
 import tracemalloc
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from remnant.speculative import suffix
-from remnant.speculative.match import Rates
+from remnant.speculative.match import (
+    _BUCKETS,  # pyright: ignore[reportPrivateUsage]
+    ALL,
+    ALONE,
+    COPIED,
+    FEW,
+    MOST,
+    Rates,
+    grounds_of,
+)
 from remnant.speculative.suffix import MatchOptions, SuffixIndex
 
 
@@ -101,21 +113,51 @@ def test_memory_stays_below_what_is_documented() -> None:
 def test_what_was_counted_can_be_taken_back() -> None:
     r = random.Random(0)
     rates, fresh = Rates(), Rates()
-    done = [(r.randrange(1, 60), r.randrange(0, 60), r.random() < 0.5) for _ in range(100)]
-    for length, run, failed in done:
-        rates.count(length, run, failed=failed)
-    assert rates.expected(3, 4) != fresh.expected(3, 4)
-    for length, run, failed in reversed(done):
-        rates.count(length, run, -1, failed=failed)
-    assert [rates.expected(n, 4) for n in range(70)] == [fresh.expected(n, 4) for n in range(70)]
+    done = [(r.randrange(1, 60), r.randrange(5), r.randrange(0, 60), r.random() < 0.5) for _ in range(100)]
+    for length, grounds, run, failed in done:
+        rates.count(length, grounds, run, failed=failed)
+    assert _all(rates) != _all(fresh)
+    for length, grounds, run, failed in reversed(done):
+        rates.count(length, grounds, run, -1, failed=failed)
+    assert _all(rates) == _all(fresh)
+
+
+def _all(rates: Rates) -> list[float]:
+    return [rates.expected(length, grounds, 1) for length in range(70) for grounds in range(5)]
+
+
+@given(st.integers(1, 60), st.integers(0, 4), st.integers(0, 60), st.booleans())
+def test_a_run_is_counted_token_by_token(length: int, grounds: int, run: int, failed: bool) -> None:
+    """The sums over ranges of lengths against one step per token."""
+    seen, hits = Counter[tuple[int, int]](), Counter[tuple[int, int]]()
+    for place in range(run + failed):
+        at = (COPIED if place else grounds, _BUCKETS[min(length + place, 32)])
+        seen[at] += 1
+        hits[at] += place < run
+    rates = Rates()
+    rates.count(length, grounds, run, failed=failed)
+    for what, counted in ((seen, rates._seen), (hits, rates._hits)):  # pyright: ignore[reportPrivateUsage]
+        told = {(g, b): n for g, row in enumerate(counted) for b, n in enumerate(row) if n}
+        assert told == {at: n for at, n in what.items() if n}
 
 
 def test_chances_approach_what_was_seen() -> None:
     rates = Rates()
     for _ in range(200):
-        rates.count(5, 1)  # right at 5, wrong at 6
-    assert rates.expected(5, 1) == pytest.approx(1, abs=0.02)
-    assert rates.expected(6, 1) == pytest.approx(0, abs=0.02)
-    assert rates.expected(5, 3) == pytest.approx(rates.expected(5, 1) * (1 + rates.expected(6, 2)))
-    rates.count(40, 100)
-    assert 0.98 < rates.expected(50, 1) < 1
+        rates.count(5, ALONE, 1)  # right at 5, wrong at 6
+    assert rates.expected(5, ALONE, 1) == pytest.approx(1, abs=0.02)
+    assert rates.expected(6, COPIED, 1) == pytest.approx(0, abs=0.02)
+    assert rates.expected(5, ALONE, 3) == pytest.approx(
+        rates.expected(5, ALONE, 1) * (1 + rates.expected(6, COPIED, 2))
+    )
+    assert rates.expected(6, ALONE, 1) == Rates().expected(6, ALONE, 1)
+    rates.count(40, ALL, 100)
+    assert 0.98 < rates.expected(50, COPIED, 1) < 1
+
+
+@pytest.mark.parametrize(
+    ("token", "following", "grounds"),
+    [(1, [1], ALONE), (1, [1, 1], ALL), (1, [1, 2, 1], MOST), (1, [1, 2], FEW), (1, [2, 1, 3], FEW)],
+)
+def test_grounds_are_how_many_go_on_alike(token: int, following: list[int], grounds: int) -> None:
+    assert grounds_of(token, following) == grounds

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Sequence
-from typing import ClassVar
+from typing import ClassVar, Final
 
 import torch
 from torch import Tensor
@@ -12,11 +12,13 @@ from torch import Tensor
 from remnant.errors import ConfigError, ShapeError
 from remnant.speculative._lists import ints
 from remnant.speculative.drafter import Draft, Sampler
-from remnant.speculative.match import MatchOptions, Rates
+from remnant.speculative.match import JUDGED, MatchOptions, Rates
 from remnant.speculative.output_store import OutputStore
 from remnant.speculative.suffix import SuffixIndex
 
 __all__ = ["Lookup"]
+
+_NOTHING: Final = (list[int](), 0, 0)
 
 
 class Lookup:
@@ -139,51 +141,51 @@ class _Row:
         self.index, self.prompt, self.scope = SuffixIndex(prompt, options), len(prompt), scope
         self._options = options
         self._rates = Rates()
-        self._asked: tuple[list[int], int] = ([], 0)
-        """The store's last continuation, and the length of the match."""
+        self._asked: tuple[list[int], int, int] = _NOTHING
+        """The store's last continuation, the length of the match, and its grounds."""
         self._outcomes = array("i")
-        """What was learnt of the store, four numbers each: length of the text before, length of the match, tokens that
-        were right, and whether one was wrong."""
+        """What was learnt of the store, five numbers each: length of the text before, length of the match, its grounds,
+        tokens that were right, and whether one was wrong."""
 
     @property
     def emitted(self) -> int:
         return len(self.index) - self.prompt
 
     def propose(self, limit: int, store: OutputStore | None) -> list[int]:
-        self._asked = ([], 0)
+        self._asked = _NOTHING
         if store is None or not limit:
             return self.index.propose(limit)
-        draft, length = store.find(self.scope, self.index.tokens[-store.options.depth :], limit)
+        draft, length, grounds = store.find(self.scope, self.index.tokens[-store.options.depth :], limit)
         if length <= min(self.index.match()[1], store.options.depth):
             return self.index.propose(limit)
-        self._asked = (draft, length)
-        good = self._rates.expected(length, 4) >= 4 * self._options.min_share
+        self._asked = (draft, length, grounds)
+        good = self._rates.expected(length, grounds, JUDGED) >= JUDGED * self._options.min_share
         return draft if good else self.index.propose(limit)
 
     def observe(self, tokens: list[int]) -> None:
-        draft, length = self._asked
+        draft, length, grounds = self._asked
         if draft:
             pairs = zip(draft, tokens, strict=False)
             right = next((i for i, (guess, token) in enumerate(pairs) if guess != token), None)
             known = min(len(draft), len(tokens)) if right is None else right
-            self._learn(len(self.index), length, known, right is not None)
-        self._asked = ([], 0)
+            self._learn(len(self.index), length, grounds, known, right is not None)
+        self._asked = _NOTHING
         self.index.extend(tokens)
 
     def rollback(self, count: int) -> None:
-        self._asked = ([], 0)
+        self._asked = _NOTHING
         left = len(self.index) - count
-        while self._outcomes and self._outcomes[-4] + self._outcomes[-2] + self._outcomes[-1] > left:
-            at, length, right, failed = self._outcomes[-4:]
-            del self._outcomes[-4:]
-            self._rates.count(length, right, -1, failed=bool(failed))
+        while self._outcomes and self._outcomes[-5] + self._outcomes[-2] + self._outcomes[-1] > left:
+            at, length, grounds, right, failed = self._outcomes[-5:]
+            del self._outcomes[-5:]
+            self._rates.count(length, grounds, right, -1, failed=bool(failed))
             if at < left:  # what is left of the text still says that this much was right
-                self._learn(at, length, left - at, failed=False)
+                self._learn(at, length, grounds, left - at, failed=False)
         self.index.truncate(left)
 
-    def _learn(self, at: int, length: int, right: int, failed: bool) -> None:
-        self._rates.count(length, right, failed=failed)
-        self._outcomes.extend((at, length, right, failed))
+    def _learn(self, at: int, length: int, grounds: int, right: int, failed: bool) -> None:
+        self._rates.count(length, grounds, right, failed=failed)
+        self._outcomes.extend((at, length, grounds, right, failed))
 
 
 def _tokens(row: Tensor, what: str) -> list[int]:
