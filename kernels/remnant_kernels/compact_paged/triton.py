@@ -17,13 +17,13 @@ _TILE = 64
 @triton.jit(do_not_specialize=["K", "T"])
 def _pack_kernel(
     p_pages, p_table, p_keep, p_start, K, T, spn, sph, sps,
-    H: tl.constexpr, P: tl.constexpr, C: tl.constexpr, BC: tl.constexpr, TILE: tl.constexpr, UP: tl.constexpr,
+    H: tl.constexpr, P: tl.constexpr, W: tl.constexpr, BW: tl.constexpr, TILE: tl.constexpr, UP: tl.constexpr,
 ):  # fmt: skip
     """Loads of a tile come before its stores; with `UP` the last tile goes first."""
     row = tl.program_id(0).to(tl.int64)
     b, h = row // H, row % H
-    c = tl.program_id(1) * BC + tl.arange(0, BC)
-    m_c = c[None, :] < C
+    c = tl.program_id(1) * BW + tl.arange(0, BW)
+    m_c = c[None, :] < W
     first = tl.load(p_start + b)
     p_pages += h * sph
     tiles = tl.cdiv(K, TILE)
