@@ -83,7 +83,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="run.py drafting_rapid", description=__doc__)
+    parser = argparse.ArgumentParser(prog="drafting_rapid.py", description=__doc__)
     parser.add_argument("--n", type=int, default=32, help="questions per length")
     parser.add_argument("--length", type=int, action="append", help="only this length; may be repeated")
     parser.add_argument("--threads", type=int, default=1)
@@ -168,7 +168,7 @@ def _row(head: dict[str, Any], facts: dict[str, Any], mode: str, options: dict[s
 def _facts(model: Any, arguments: list[str]) -> dict[str, Any]:
     folder = Path(__file__).resolve().parent
     sha = subprocess.run(["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, check=False)
-    command = " ".join(["python benchmarks/run.py drafting_rapid", *arguments])
+    command = " ".join(["python benchmarks/drafting_rapid.py", *arguments])
     seed = BENCHMARK_SEED_BASE
     return {"seed": seed, "git_sha": sha.stdout.strip(), "command": command, "at": int(time.time()), **versions(model)}
 
