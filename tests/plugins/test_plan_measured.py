@@ -23,6 +23,7 @@ from remnant.speculative.planner import Planner  # noqa: E402
 from remnant.speculative.replan import PlannedDrafter, Replanner  # noqa: E402
 from remnant.speculative.turns import Turns  # noqa: E402
 from remnant.testbed import load  # noqa: E402
+from remnant_hf import RemnantCache  # noqa: E402
 from remnant_hf._target import ModelTarget  # noqa: E402
 
 
@@ -108,7 +109,8 @@ def test_weights_are_predicted_to_the_byte(testbed: Any, small: Any):
 
 
 def test_cache_and_logits_of_a_stock_pass_are_predicted_to_the_byte(testbed: Any):
-    cache, n, length = DynamicCache(config=testbed.config), 9, 200
+    n, length = 9, 200
+    cache: Any = DynamicCache(config=testbed.config)
     ids = prompts(2, length + n)
     batch = torch.stack(ids)
     with torch.no_grad():
@@ -155,6 +157,20 @@ def test_stock_assisted_generation_peaks_within_ten_percent(testbed: Any, small:
     predicted = model.total(1, length, drafted + 1, lazy_logits=False)
     assert predicted == pytest.approx(live.peak, rel=0.1)
     print(predicted / live.peak)
+
+
+@pytest.mark.parametrize(("policy", "new_too"), [("streaming", False), ("snapkv", True)])
+def test_an_evicting_cache_is_bounded_by_its_budget(testbed: Any, policy: str, new_too: bool):
+    length, new, kept, block = 440, 40, 96, 32
+    cache = RemnantCache(testbed.config, policy, budget=kept, prefill_block=block)
+    with LiveBytes(testbed) as live:
+        out = generate(ModelTarget(testbed, cache, chunk=block), None, prompts(1, length - new), new)
+    budget = kept + new if new_too else kept
+    model = MemoryModel(testbed.config, None, "float32", kv_budget=budget, chunk=block, host="engine")
+    got = made(10**9, model, 1, length)
+    assert got.kv_length == budget + block < got.L_max == length
+    assert out.stats.peak_bytes <= got.bytes["kv"] + got.bytes["logits"]
+    assert model.total(1, length, 1, False) == pytest.approx(live.peak, rel=0.1)
 
 
 def greedy(model: Any, ids: list[Any], new: int) -> list[Any]:
@@ -237,6 +253,8 @@ def test_what_was_not_planned_is_refused_before_it_is_computed(testbed: Any):
         generate(guarded, Guesses([torch.zeros(20, dtype=torch.int64)]), prompts(1, 8), 20, num_draft=8)
     refusal = plan(1000, model, 1, 64)
     assert isinstance(refusal, Refusal)
+    with pytest.raises(ConfigError, match="are missing"):
+        refusal.admit([8])
     with pytest.raises(ConfigError, match="are missing"):
         generate(ModelTarget(testbed), None, prompts(1, 8), 4, plan=refusal)
     half = MemoryModel(testbed.config, None, "float16")

@@ -95,7 +95,7 @@ def test_trees_batches_and_bounded_caches(capsys: pytest.CaptureFixture[str], ta
 
 
 def test_options_reach_the_model(capsys: pytest.CaptureFixture[str], target: str, draft: str):
-    same = ["--target", target, "--draft", draft, "--budget", "40GiB", "--context", "512", "--max-nodes", "4"]
+    same = ["--target", target, "--draft", draft, "--budget", "40GiB", "--context", "512", "--max-nodes", "8"]
     plain = asked(capsys, *same)[1]["plan"]["bytes"]
     other = asked(
         capsys, *same, "--slack", "0", "--weights-bytes", "4GiB", "--draft-weights-bytes", "1GiB", "--lazy-logits",

@@ -35,30 +35,9 @@ class Guard:
         self.peak = 0
         """Most bytes that `check` was told of."""
 
-    def admit(self, lengths: Sequence[int], new_tokens: int = 0) -> None:
-        """Refuse, before anything is computed, a batch that would outgrow the plan.
-
-        Args:
-            lengths: tokens per row of the prompts.
-            new_tokens: that each row may write.
-
-        Raises:
-            ConfigError: too many rows, or a row that would get too long.
-        """
-        if len(lengths) > self.plan.batch:
-            raise ConfigError(
-                f"{len(lengths)} rows under a plan for {self.plan.batch}",
-                accepted=f"up to {self.plan.batch}",
-                do="plan with that batch, or run the rows in turns",
-            )
-        longest = max(lengths, default=0) + new_tokens
-        if longest > self.plan.L_max:
-            raise ConfigError(
-                f"a row of up to {longest} tokens under a plan for {self.plan.L_max}: "
-                f"{longest - self.plan.L_max} too many",
-                accepted=f"prompt and answer of up to {self.plan.L_max} tokens",
-                do="plan with a longer context, write less, or drop old turns (remnant.speculative.turns)",
-            )
+    def admit(self, lengths: Sequence[int], new_tokens: int = 1) -> None:
+        """See `Plan.admit`."""
+        self.plan.admit(lengths, new_tokens)
 
     def limits(self, lengths: Sequence[int], left: Sequence[int] | None = None) -> list[int]:
         """Most tokens that each row may draft now, on a chain; 0 turns drafting off for the row.
@@ -114,7 +93,7 @@ class GuardedTarget:
 
     def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
         """Read the prompts, if all of them have room with at least one token more."""
-        self.guard.admit([len(prompt) for prompt in prompts], 1)
+        self.guard.admit([len(prompt) for prompt in prompts])
         logits = self._target.prefill(prompts)
         self.guard.check(self._target.nbytes())
         return logits

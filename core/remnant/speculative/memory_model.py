@@ -25,7 +25,8 @@ class MemoryModel:
         target_weights: bytes of the target's weights, where they are known (quantised ones).
         draft_weights: bytes of the drafter's weights.
         slack: bytes for what is not modelled: the framework, its graphs, fragmentation.
-        kv_budget: tokens per KV head that an evicting cache keeps of the target's text (`RemnantCache`'s `budget`).
+        kv_budget: tokens per KV head that an evicting cache keeps of the target's text: `RemnantCache`'s `budget`, and
+            where its policy evicts from prompts alone, the tokens of the answer on top.
         draft_context: tokens that the drafter reads at most, for one that sees a short context.
         chunk: tokens per pass while prompts are read; their activations count, and an evicting cache holds them on
             top of its budget. 0 counts the passes that verify alone: prompts are read elsewhere. As many as the text

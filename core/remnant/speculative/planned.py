@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, NoReturn
 
@@ -100,6 +101,30 @@ class Plan:
         """Expected speed over that of plain decoding."""
         return self.speed / self.plain_speed
 
+    def admit(self, lengths: Sequence[int], new_tokens: int = 1) -> None:
+        """Refuse, before anything is computed, a batch that would outgrow the plan.
+
+        Args:
+            lengths: tokens per row of the prompts.
+            new_tokens: that each row writes at least.
+
+        Raises:
+            ConfigError: too many rows, or a row that would get too long.
+        """
+        if len(lengths) > self.batch:
+            raise ConfigError(
+                f"{len(lengths)} rows under a plan for {self.batch}",
+                accepted=f"up to {self.batch}",
+                do="plan with that batch, or run the rows in turns",
+            )
+        longest = max(lengths, default=0) + new_tokens
+        if longest > self.L_max:
+            raise ConfigError(
+                f"a row of up to {longest} tokens under a plan for {self.L_max}: {longest - self.L_max} too many",
+                accepted=f"prompt and answer of up to {self.L_max} tokens",
+                do="plan with a longer context, write less, or drop old turns (remnant.speculative.turns)",
+            )
+
     def kv_blocks(self, block_size: int = 16) -> int:
         """Blocks of a paged cache for all rows, with the slots for tokens that are not accepted yet."""
         return self.batch * -(-(self.kv_length + self.n) // block_size)
@@ -144,6 +169,10 @@ class Refusal:
 
     @property
     def L_max(self) -> int:
+        """As `n`."""
+        self.throw()
+
+    def admit(self, lengths: Sequence[int], new_tokens: int = 1) -> NoReturn:
         """As `n`."""
         self.throw()
 
