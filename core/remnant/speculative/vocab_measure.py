@@ -46,11 +46,11 @@ def acceptance(p: Tensor, q: Tensor) -> Tensor:
 
 def expected_overlap(
     target: Forward, draft: Forward, texts: Iterable[Tokens], temperature: float = 1.0, progress: Progress = silent
-) -> Tensor:
-    """How much acceptance each token brings: `g(x) = E[min(p(x), q(x))]`.
+) -> tuple[Tensor, Tensor]:
+    """How much acceptance each token can bring: `g(x) = E[min(p(x), q(x))]` and `E[p(x)]`.
 
-    The sum of g over a kept set bounds the trimmed drafter's acceptance from below, and it is a sum over tokens, so the
-    k largest values of g are the set with the best bound; counts of tokens are a proxy of that.
+    A drafter trimmed to S accepts at least the sum of g over S, since renormalising only raises q, and at most the sum
+    of E[p]. Both are sums over tokens, so the k largest values give the best bound; counts are a proxy of the second.
 
     Args:
         target: reads a text and gives logits.
@@ -60,15 +60,20 @@ def expected_overlap(
         progress: called with tokens read.
 
     Returns:
-        `[V]` float64.
+        `(g, mass)`: `[V]` float64 each.
+
+    Raises:
+        ConfigError: nothing to compare.
+        ShapeError: two vocabularies.
     """
     total, positions = None, 0
     for p, zq in _pairs(target, draft, texts, temperature, progress):
-        part = torch.minimum(p, _softmax(zq, temperature)).sum(0, dtype=torch.float64).cpu()
+        overlap = torch.minimum(p, _softmax(zq, temperature))
+        part = torch.stack([x.sum(0, dtype=torch.float64).cpu() for x in (overlap, p)])
         total, positions = part if total is None else total + part, positions + len(p)
     if total is None:
         raise ConfigError("no position to compare the models at", do="give more tokens")
-    return total / positions
+    return total[0] / positions, total[1] / positions
 
 
 def measure(

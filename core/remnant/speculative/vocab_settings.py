@@ -39,7 +39,8 @@ class Trim:
 
     Args:
         k: tokens to keep; None chooses by the cost model.
-        objective: `counts` keeps what occurs most, `acceptance` what brings most acceptance (needs both models).
+        objective: `counts` keeps what occurs most, `acceptance` what brings most acceptance, halfway
+            between its lower and its upper bound (see `vocab_measure.expected_overlap`; needs both models).
         num_draft: draft steps per block, for the speed-up.
         acceptance: of the untrimmed drafter, where it is known; measured when both models are at hand.
         temperature: at which acceptance is measured; 0 is greedy.

@@ -117,12 +117,12 @@ def _prepare(
     checkpoint: Checkpoint,
     sources: Sequence[Source],
     trim: Trim,
-    size: int,
+    target: int,
     forwards: tuple[Forward, Forward] | None,
     special: Sequence[int],
     progress: Progress,
 ) -> Work:
-    always = _rows(checkpoint, [*special, *trim.always])
+    always, size = _rows(checkpoint, [*special, *trim.always]), checkpoint.vocab_size
     held: list[Tokens] = []
     kinds: list[tuple[list[Domain], ...]] = []
     counts: list[Tensor] = []
@@ -130,20 +130,28 @@ def _prepare(
         parts = list(windows(source.texts, WINDOW))
         learn = [part for i, part in enumerate(parts) if (i + 1) % HELD_OUT_EVERY]
         held += [part for i, part in enumerate(parts) if not (i + 1) % HELD_OUT_EVERY]
-        counts.append(count_tokens(parts, checkpoint.vocab_size))
+        counts.append(count_tokens(parts, size))
         count = _local(checkpoint, counts[-1])
         if trim.objective == "acceptance" and forwards is not None:
             read = _first(learn, trim.learn)
-            scores = _local(checkpoint, expected_overlap(*forwards, read, trim.temperature, progress))
-            domain = Domain(source.name, scores, source.floor)
+            bounds = expected_overlap(*forwards, read, trim.temperature, progress)
+            domain = Domain(source.name, _local(checkpoint, _between(*bounds, count_tokens(learn, size))), source.floor)
             kinds.append(([domain], [domain]))
         else:
-            seen = _local(checkpoint, count_tokens(learn, checkpoint.vocab_size))
+            seen = _local(checkpoint, count_tokens(learn, size))
             enough = seen if int(seen.sum()) else count
             kinds.append(([Domain(source.name, count, source.floor)], [Domain(source.name, enough, source.floor)]))
     domains, learned = ([domain for kind in kinds for domain in kind[i]] for i in (0, 1))
-    held_counts = count_tokens(held, checkpoint.vocab_size)
-    return Work(checkpoint, trim, always, checkpoint.cost(size), domains, learned, held, counts, held_counts)
+    held_counts = count_tokens(held, size)
+    return Work(checkpoint, trim, always, checkpoint.cost(target), domains, learned, held, counts, held_counts)
+
+
+def _between(overlap: Tensor, mass: Tensor, counts: Tensor) -> Tensor:
+    """`[V]`: halfway between what a token brings at least and at most; counts order those that bring nothing.
+
+    The lower bound alone loses to counts where a small k leaves the drafter little, so that renormalising is strong.
+    """
+    return (overlap + mass) / 2 + 1e-6 * counts / counts.sum().clamp(min=1)
 
 
 def _rows(checkpoint: Checkpoint, ids: Sequence[int]) -> list[int]:
