@@ -7,12 +7,13 @@ exceeds its uniform, so that a token without mass is never drawn.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
 
-from remnant.errors import ConfigError, ShapeError
+from remnant.errors import ShapeError
+from remnant.speculative._checks import Mode, check_chain, check_values, check_walk, whole, wide
 from remnant.speculative._lists import floats, ints
 
 if TYPE_CHECKING:
@@ -34,9 +35,6 @@ __all__ = [
     "uniforms",
     "walk_tree",
 ]
-
-Mode = Literal["det", "iid", "without_replacement"]
-"""How the children of a node were found: listed, drawn independently, or drawn without replacement."""
 
 
 class Accepted(NamedTuple):
@@ -79,7 +77,7 @@ def residual(p: Tensor, q: Tensor) -> Tensor:
     Source: Leviathan et al. 2023, arXiv 2211.17192, algorithm 1.
     Example: residual(torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])) -> [0., 1.]
     """
-    p, q = _wide(p), _wide(q)
+    p, q = wide(p), wide(q)
     return _normalised((p - q).clamp(min=0), p)
 
 
@@ -93,7 +91,7 @@ def residual_det(p: Tensor, token: Tensor) -> Tensor:
     Returns:
         `p` without the token, normalised; `p` itself where the token held all the mass.
     """
-    p = _wide(p)
+    p = wide(p)
     return _normalised(p.scatter(-1, token.unsqueeze(-1), 0.0), p)
 
 
@@ -124,8 +122,8 @@ def accept_chain(
         that the target gives no mass is never accepted, not even at `u = 0`.
     Example: accept_chain(torch.tensor([[1]]), torch.tensor([[[0., 1.], [1., 0.]]])) -> n [1], next [0], path_len [2]
     """
-    b, g = _check_chain(ids, p, q, u, len)
-    p = _wide(p)
+    b, g = check_chain(ids, p, q, u, len)
+    p = wide(p)
     lengths = ids.new_full((b,), g) if len is None else len
     if u is None:
         u = uniforms((b, g + 1), p, generator)
@@ -147,11 +145,11 @@ def accepted_prefix(ids: Tensor, p: Tensor, q: Tensor | None, u: Tensor, lengths
     g = ids.shape[1]
     inside = torch.arange(g, device=ids.device) < lengths.unsqueeze(1)
     drafted = ids.masked_fill(~inside, 0)
-    _check_values(drafted, p, lengths)
+    check_values(drafted, p, lengths)
     drafted = drafted.unsqueeze(-1)
     px = p[:, :g].gather(-1, drafted).squeeze(-1)
     # u < p / q without the division, so that q = 0 needs no case of its own.
-    bar = u if q is None else u * _wide(q).gather(-1, drafted).squeeze(-1)
+    bar = u if q is None else u * wide(q).gather(-1, drafted).squeeze(-1)
     return ((bar < px) & inside).long().cumprod(1).sum(1)
 
 
@@ -181,7 +179,7 @@ def accept_tree(
     """
     if p.dim() != 2 or p.shape[0] != len(tree):
         raise ShapeError(f"target distributions of {tuple(p.shape)}", accepted=f"[{len(tree)}, V]")
-    p = _wide(p)
+    p = wide(p)
     return walk_tree(tree, p.__getitem__, mode, uniforms((len(tree),), p, generator) if u is None else u)
 
 
@@ -194,11 +192,11 @@ def walk_tree(tree: Tree, p_at: Callable[[int], Tensor], mode: Mode, u: Tensor) 
         mode: see `accept_tree`.
         u: `[n]` uniforms; see `accept_tree`.
     """
-    _check_walk(tree, mode, u)
+    check_walk(tree, mode, u)
     ids, chances = ints(tree.ids), floats(u)
     kin = tree.family()
     node, path = 0, list[int]()
-    left = _whole(p_at(0))
+    left = whole(p_at(0))
     while kids := kin[node]:
         if max(ids[kid] for kid in kids) >= left.shape[-1]:
             raise ShapeError(f"a token id among {[ids[kid] for kid in kids]}", accepted=f"below {left.shape[-1]}")
@@ -209,7 +207,7 @@ def walk_tree(tree: Tree, p_at: Callable[[int], Tensor], mode: Mode, u: Tensor) 
             break
         node = kids[taken]
         path.append(node)
-        left = _whole(p_at(node))
+        left = whole(p_at(node))
     return Walk(tree.ids.new_tensor(path), draw(left, u[0].to(left.device)))
 
 
@@ -265,10 +263,6 @@ def choose(flag: Tensor, yes: Tensor, no: Tensor) -> Tensor:
     return torch.cat([no, yes.to(no.dtype)]).index_select(0, rows + flag * flag.shape[0])
 
 
-def _wide(x: Tensor) -> Tensor:
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
-
-
 def _normalised(rest: Tensor, fallback: Tensor) -> Tensor:
     mass = rest.sum(-1, keepdim=True)
     none = mass <= 0
@@ -291,65 +285,10 @@ def _listed(p: Tensor, tokens: list[int], bars: list[float]) -> tuple[int | None
 
 def _drawn(p: Tensor, tokens: list[int], bars: list[float], q: Tensor, mode: Mode) -> tuple[int | None, Tensor]:
     """Try drawn children: each rejection leaves another distribution."""
-    rest: Tensor | None = q.to(p.dtype)
+    rest: Tensor | None = q.to(p)
     for place, (token, bar) in enumerate(zip(tokens, bars, strict=True)):
         assert rest is not None
         if bar * float(rest[token]) < float(p[token]):
             return place, p
         p, rest = reject(p, torch.tensor(token, device=p.device), rest, mode)
     return None, p
-
-
-def _whole(p: Tensor) -> Tensor:
-    """One node's distribution in float64, checked."""
-    p = _wide(p) if p.device.type == "mps" else p.double()
-    if p.dim() != 1 or not abs(float(p.sum()) - 1) < _SLACK:
-        raise ShapeError(f"a target distribution of {tuple(p.shape)} that sums to {float(p.sum())}", accepted=_SUM)
-    return p
-
-
-_SLACK = 0.01
-_SUM = "[V] probabilities that sum to 1"
-
-
-def _check_chain(ids: Tensor, p: Tensor, q: Tensor | None, u: Tensor | None, length: Tensor | None) -> tuple[int, int]:
-    if ids.dim() != 2 or ids.dtype != torch.int64:
-        raise ShapeError(f"draft ids of {ids.dtype} {tuple(ids.shape)}", accepted="int64 [B, g]")
-    b, g = ids.shape
-    if p.dim() != 3 or p.shape[:2] != (b, g + 1):
-        raise ShapeError(f"target distributions of {tuple(p.shape)}", accepted=f"[{b}, {g + 1}, V]")
-    if q is not None and q.shape != (b, g, p.shape[2]):
-        raise ShapeError(f"draft distributions of {tuple(q.shape)}", accepted=f"[{b}, {g}, {p.shape[2]}]")
-    if u is not None and u.shape not in ((b, g), (b, g + 1)):
-        raise ShapeError(f"uniforms of {tuple(u.shape)}", accepted=f"[{b}, {g}] or [{b}, {g + 1}]")
-    if length is not None and length.shape != (b,):
-        raise ShapeError(f"draft lengths of {tuple(length.shape)}", accepted=f"[{b}]")
-    return b, g
-
-
-def _check_values(ids: Tensor, p: Tensor, lengths: Tensor) -> None:
-    """Ids and sums, with one look at the device for all rows."""
-    read = torch.arange(p.shape[1], device=p.device) <= lengths.unsqueeze(1)
-    off = read & ~((p.sum(-1) - 1).abs() < _SLACK)
-    outside = ((ids < 0) | (ids >= p.shape[2])).any()
-    long = ((lengths < 0) | (lengths > ids.shape[1])).any()
-    wrong = ints(torch.stack([off.any(), outside, long]))
-    if wrong[2]:
-        raise ShapeError(f"draft lengths {ints(lengths)}", accepted=f"0 to {ids.shape[1]}")
-    if wrong[1]:
-        raise ShapeError("a drafted token outside the vocabulary", accepted=f"0 to {p.shape[2] - 1}")
-    if wrong[0]:
-        raise ShapeError(
-            "target distributions that do not sum to 1", accepted=_SUM, do="give probabilities, not logits"
-        )
-
-
-def _check_walk(tree: Tree, mode: Mode, u: Tensor) -> None:
-    if mode not in get_args(Mode):
-        raise ConfigError(f"mode {mode!r}", accepted=get_args(Mode))
-    if mode != "det" and tree.q_full is None:
-        raise ConfigError(
-            f"mode {mode!r} for a tree without q_full", do="give the distributions children were drawn from"
-        )
-    if u.shape != (len(tree),):
-        raise ShapeError(f"uniforms of {tuple(u.shape)}", accepted=f"[{len(tree)}]")

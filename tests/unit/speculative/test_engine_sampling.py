@@ -169,7 +169,7 @@ def test_a_tilt_may_bring_its_own_residual(tables, markov, chi_square):
         tilted_bonus = False
 
         def __call__(self, a, b):
-            return a + 9.0 * (b.softmax(-1) - a.softmax(-1))  # past q, where the second term of the residual counts
+            return a + 20.0 * (b.softmax(-1) - a.softmax(-1))  # past q, where the second term of the residual counts
 
         def residual(self, p, q, tilted):
             rest = torch.maximum(p - q, p - tilted).clamp(min=0)
