@@ -96,7 +96,8 @@ def main(arguments: list[str]) -> int:
 
 def _measure(args: argparse.Namespace, facts: dict[str, Any], work: Path) -> None:
     bench = Bench(args.prompts, args.measured, args.corpus, work)
-    head = {"benchmark": "drafting_fastdraft", "shape": SHAPE.to_dict(), "corpus": args.corpus, "steps": args.steps, "further": args.further,
+    head = {"benchmark": "drafting_fastdraft", "shape": SHAPE.to_dict(), "corpus": args.corpus,
+            "steps": args.steps, "further": args.further,
             "samples": len(bench.samples), "sample_tokens": bench.samples.tokens,
             "target_sha256": fingerprint(bench.model)[:16], **facts}  # fmt: skip
     if args.part in ("claim", "losses", "all"):
@@ -111,14 +112,24 @@ def _arms(args: argparse.Namespace, bench: Bench, head: dict[str, Any]) -> None:
         first = bench.train(bench.fresh(seed), bench.corpus, args.steps, LR, 10 + seed)
         if args.part != "losses":
             _append(
-                args, {**head, "part": "claim", "arm": "pretrained", "seed": seed}, bench.measure(first, seed), began
+                args,
+                {**head, "part": _claim(args), "arm": "pretrained", "seed": seed},
+                bench.measure(first, seed),
+                began,
             )
             for arm, rows in (("corpus", bench.corpus), ("target", bench.samples)):
                 began = time.perf_counter()
                 draft = bench.train(first, rows, args.further, LR / 2, 20 + seed)
-                _append(args, {**head, "part": "claim", "arm": arm, "seed": seed}, bench.measure(draft, seed), began)
+                _append(
+                    args, {**head, "part": _claim(args), "arm": arm, "seed": seed}, bench.measure(draft, seed), began
+                )
         if seed == 0 and args.part in ("losses", "all"):
             _losses(args, bench, head, first)
+
+
+def _claim(args: argparse.Namespace) -> str:
+    """The paper's setting is the claim; the other one has a name of its own."""
+    return "claim" if args.corpus == "text" else "mixture"
 
 
 def _losses(args: argparse.Namespace, bench: Bench, head: dict[str, Any], first: Any) -> None:

@@ -207,3 +207,19 @@ def test_drafting_equals_greedy_with_any_drafter_and_counts_what_it_did(target: 
     assert low["acceptance"] < 0.2
     assert low["block_efficiency"] == pytest.approx(1 + 3 * low["acceptance"])
     assert low["block_efficiency_predicted"] == pytest.approx(block_efficiency(low["alpha"], 3))
+
+
+def test_drafts_are_forgotten_under_a_sliding_window():
+    from transformers import MistralConfig, MistralForCausalLM
+
+    torch.manual_seed(2)
+    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+             "num_key_value_heads": 1, "num_hidden_layers": 2, "sliding_window": 8}  # fmt: skip
+    model, draft = (MistralForCausalLM(MistralConfig(**sizes)).eval() for _ in range(2))
+    ids = torch.arange(3, 27).unsqueeze(0)
+    plain = model.generate(
+        ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None
+    )
+    nothing = torch.zeros(0, dtype=torch.int64)
+    got = speculate(model, draft, ids[0].tolist(), 20, 3, 0.0, nothing, 64, torch.Generator())
+    assert got == plain[0, 24:].tolist()

@@ -63,7 +63,8 @@ class _Reader:
 
     def __init__(self, model: Any) -> None:
         self.model, self.seen = model, 0
-        self.cache = hf().DynamicCache(config=model.config)
+        # Without the config: layers with a sliding window would keep only that, and could not forget a draft.
+        self.cache = hf().DynamicCache()
         self.device = next(model.parameters()).device
 
     def read(self, tokens: Tensor) -> Tensor:
@@ -279,7 +280,7 @@ def time_step(model: Any, tokens: int = 1, context: int = _CONTEXT, repeats: int
     """
     device = next(model.parameters()).device
     ids = torch.zeros(1, context, dtype=torch.int64, device=device)
-    cache = hf().DynamicCache(config=model.config)
+    cache = hf().DynamicCache()
     model(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1)
     best = float("inf")
     for turn in range(repeats + 2):
