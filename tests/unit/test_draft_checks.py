@@ -51,6 +51,7 @@ def test_what_is_accepted(options: Any) -> None:
         ({"max_draft": 0}, "at least 1"),
         ({"max_tokens": 10}, "at least 1024"),
         ({"max_tokens": 1e6}, "an integer"),
+        ({"shared_tokens": 12}, "at least 1024"),
     ],
 )
 def test_options_that_are_refused(given: Any, said: str) -> None:

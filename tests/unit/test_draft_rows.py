@@ -12,12 +12,12 @@ from remnant_vllm.histories import Histories
 VOCAB, LONGEST = 64, 256
 
 
-def make() -> LookupDrafter:
+def make(**options: int) -> LookupDrafter:
     """As an engine of four rows makes it."""
     return LookupDrafter(
         SimpleNamespace(
             speculative_config=SimpleNamespace(num_speculative_tokens=4),
-            additional_config={},
+            additional_config={"remnant": {"lookup": options}},
             model_config=SimpleNamespace(max_model_len=LONGEST, get_vocab_size=lambda: VOCAB),
             scheduler_config=SimpleNamespace(max_num_seqs=4),
         )
@@ -127,3 +127,17 @@ def test_memory_is_bounded() -> None:
     long = np.append(grown, np.zeros(80, np.int32)).astype(np.int32)
     assert histories.take(0, long, 80) is None, "it has outgrown what there is"
     assert histories.tokens == 30
+
+
+def test_past_answers_are_shared_only_on_request() -> None:
+    """What another request was answered is drafted once that one has ended; by default never."""
+    for options, wanted in (({}, []), ({"shared_tokens": 4096}, [36, 37, 38, 39])):
+        drafter, batch = make(**options), Batch(2)
+        batch.put(0, cycle(3, 12))
+        drafter.propose([[batch.text[0, 11]]], batch.lengths, batch.text)
+        for token in range(30, 45):
+            drafter.propose([batch.add(0, token)], batch.lengths, batch.text)
+        batch.put(1, [7, 30, 31, 32, 33, 34, 35])
+        assert drafter.propose([[], [35]], batch.lengths, batch.text) == [[], []], "the other may still go on"
+        batch.put(0, [9, 8, 30, 31, 32, 33, 34, 35])
+        assert drafter.propose([[35], []], batch.lengths, batch.text) == [wanted, []]

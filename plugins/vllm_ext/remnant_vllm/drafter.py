@@ -14,11 +14,13 @@ from remnant.errors import ConfigError
 from remnant.speculative.suffix import SuffixIndex
 from remnant_vllm.asked import drafting
 from remnant_vllm.drafting import LookupOptions
-from remnant_vllm.histories import Histories
+from remnant_vllm.histories import Histories, History
 
 __all__ = ["LookupDrafter"]
 
 _log = logging.getLogger("vllm.remnant")
+_SCOPE = "server"
+"""The only tenant that there can be; see `LookupOptions.shared_tokens`."""
 
 
 class LookupDrafter:
@@ -42,12 +44,16 @@ class LookupDrafter:
         self.num_draft = self.options.max_draft or num_draft
         self.max_model_len: int = vllm_config.model_config.max_model_len
         self.vocab_size: int = vllm_config.model_config.get_vocab_size()
+        self.store = self.options.store()
         match = self.options.match()
         # As many again as can run at once: those that were preempted and will come back.
         most = 2 * vllm_config.scheduler_config.max_num_seqs
-        self.histories = Histories(lambda prompt: SuffixIndex(prompt, match), most, self.options.max_tokens)
-        _log.info("remnant: drafts of up to %d tokens by lookup, matches of at least %d", self.num_draft,
-                  match.min_match)  # fmt: skip
+        self.histories: Histories[SuffixIndex] = Histories(
+            lambda prompt: SuffixIndex(prompt, match), most, self.options.max_tokens, left=self._left
+        )
+        shared = f"; past answers are shared, {self.options.shared_tokens} tokens" if self.store is not None else ""
+        told = (self.num_draft, match.min_match, shared)
+        _log.info("remnant: drafts of up to %d tokens by lookup, matches of at least %d%s", *told)
 
     def load_model(self, *args: Any, **kwargs: Any) -> None:
         """No weights are loaded; in this process, sampling is seen to."""
@@ -91,5 +97,11 @@ class LookupDrafter:
         except ConfigError:  # placeholders stand where tokens should
             return []
         draft = found.index.propose(limit) if found is not None else []
+        if not draft and self.store is not None:
+            draft = self.store.propose(_SCOPE, text[max(0, length - self.store.options.depth) : length], limit)
         wrong = next((i for i, token in enumerate(draft) if token >= self.vocab_size), len(draft))
         return draft[:wrong]
+
+    def _left(self, history: History[SuffixIndex]) -> None:
+        if self.store is not None:
+            self.store.add(_SCOPE, history.index.tokens[history.prompt :])

@@ -7,7 +7,8 @@ from dataclasses import dataclass, fields
 from typing import Any, cast
 
 from remnant.errors import ConfigError, unknown
-from remnant.speculative.suffix import MatchOptions
+from remnant.speculative.match import MatchOptions
+from remnant.speculative.output_store import OutputStore, StoreOptions
 from remnant_vllm.asked import KEY
 
 __all__ = ["LookupOptions"]
@@ -23,12 +24,16 @@ class LookupOptions:
         max_draft: tokens per draft; None is `num_speculative_tokens`, which it cannot exceed.
         max_tokens: of all requests together whose texts are indexed, at about 330 bytes each; requests beyond that are
             served without drafts.
+        shared_tokens: of past answers of all requests, which are drafted from where a request's own text has nothing;
+            0, the default, shares nothing. vLLM does not tell a drafter whose request it is, so this is for servers
+            with one tenant: whoever is faster than expected may have asked for what another was answered.
     """
 
     min_match: int = MatchOptions.min_match
     min_share: float = MatchOptions.min_share
     max_draft: int | None = None
     max_tokens: int = 1 << 20
+    shared_tokens: int = 0
 
     @staticmethod
     def parse(given: object, num_draft: int) -> LookupOptions:
@@ -59,10 +64,21 @@ class LookupOptions:
         if self.max_draft is not None:
             _whole(f"{where}: max_draft", self.max_draft, 1, num_draft, "num_speculative_tokens")
         _whole(f"{where}: max_tokens", self.max_tokens, 1024, None, "")
+        if self.shared_tokens != 0:
+            _whole(f"{where}: shared_tokens", self.shared_tokens, 1024, None, "")
         _whole(f"{where}: min_match", self.min_match, 1, None, "")
         share: object = self.min_share
         if isinstance(share, bool) or not isinstance(share, (int, float)) or not 0 <= share <= 1:
             raise ConfigError(f"{where}: min_share={share!r}", accepted="a fraction from 0 to 1")
+
+    def store(self) -> OutputStore | None:
+        """Where past answers are kept; None where nothing is shared."""
+        if not self.shared_tokens:
+            return None
+        least = max(StoreOptions.min_match, self.min_match)
+        depth = max(StoreOptions.depth, least)
+        size = self.shared_tokens
+        return OutputStore(StoreOptions(max_tokens=size, max_scope_tokens=size, min_match=least, depth=depth))
 
     def match(self) -> MatchOptions:
         """How an index of these options finds matches."""

@@ -57,26 +57,43 @@ class Histories(Generic[T]):
         most: texts that are kept at once.
         most_tokens: of all texts together.
         gone: told of a text before it is dropped.
+        left: told of a text that has left the batch; it may come back.
     """
 
     def __init__(
-        self, make: Callable[[Any], T], most: int, most_tokens: int, gone: Callable[[History[T]], None] | None = None
+        self,
+        make: Callable[[Any], T],
+        most: int,
+        most_tokens: int,
+        gone: Callable[[History[T]], None] | None = None,
+        left: Callable[[History[T]], None] | None = None,
     ) -> None:
         """See the class."""
-        self._make, self._most, self._most_tokens, self._gone = make, most, most_tokens, gone
+        self._make, self._most, self._most_tokens, self._gone, self._left = make, most, most_tokens, gone, left
         self._filed: dict[tuple[int, bytes], list[History[T]]] = {}
-        self._all: dict[int, History[T]] = {}  # the one that was not seen for longest first
+        self._live: dict[int, History[T]] = {}  # in the batch, as far as is known; the first one was seen first
+        self._idle: dict[int, History[T]] = {}  # not in it; the first one has left first
         self.tokens = 0
         self.step = 0
         self.built = 0
 
     def __len__(self) -> int:
         """Texts that are kept."""
-        return len(self._all)
+        return len(self._live) + len(self._idle)
 
     def begin(self) -> None:
-        """A step of the batch begins; within it, no two rows have the same text."""
+        """A step of the batch begins; within it, no two rows have the same text.
+
+        What was not seen in the step before has left.
+        """
         self.step += 1
+        while self._live:
+            history = next(iter(self._live.values()))
+            if history.step >= self.step - 1:
+                return
+            self._idle[id(history)] = self._live.pop(id(history))
+            if self._left is not None:
+                self._left(history)
 
     def take(self, row: int, tokens: Any, new: int) -> History[T] | None:
         """The text in a row, with its index brought up to date.
@@ -96,6 +113,8 @@ class Histories(Generic[T]):
         if found is None:
             return None
         found.row, found.step = row, self.step
+        self._forget(found)  # it makes no room for itself
+        self._live[id(found)] = found
         if not self._room(len(tokens) - known, 0):
             self._drop(found)
             return None
@@ -119,7 +138,7 @@ class Histories(Generic[T]):
             return None
         self.built += 1
         made = History(self._make(tokens[:known]), known, known, head=tokens[: min(_HEAD, known)].tobytes())
-        self._all[id(made)] = made
+        self._live[id(made)] = made
         self.tokens += known
         return made
 
@@ -127,7 +146,6 @@ class Histories(Generic[T]):
         self._unfile(history)
         history.key = _key(tokens, history.length)
         self._filed.setdefault(history.key, []).append(history)
-        self._all[id(history)] = self._all.pop(id(history))
 
     def _unfile(self, history: History[T]) -> None:
         filed = self._filed.get(history.key, [])
@@ -137,10 +155,10 @@ class Histories(Generic[T]):
                 del self._filed[history.key]
 
     def _room(self, tokens: int, texts: int) -> bool:
-        """Make room, by texts that have left the batch; those of this step and the one before are still in it."""
-        while self.tokens + tokens > self._most_tokens or len(self._all) + texts > self._most:
-            oldest = next(iter(self._all.values()), None)
-            if oldest is None or oldest.step >= self.step - 1:
+        """Make room, by texts that have left the batch."""
+        while self.tokens + tokens > self._most_tokens or len(self) + texts > self._most:
+            oldest = next(iter(self._idle.values()), None)
+            if oldest is None:
                 return False
             self._drop(oldest)
         return True
@@ -149,8 +167,12 @@ class Histories(Generic[T]):
         if self._gone is not None:
             self._gone(history)
         self._unfile(history)
-        del self._all[id(history)]
+        self._forget(history)
         self.tokens -= history.length
+
+    def _forget(self, history: History[T]) -> None:
+        self._live.pop(id(history), None)
+        self._idle.pop(id(history), None)
 
 
 def _key(tokens: Any, length: int) -> tuple[int, bytes]:
