@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +17,14 @@ TARGET: dict[str, Any] = {
     "hidden_size": 4096,
     "intermediate_size": 11008,
     "num_attention_heads": 32,
+    "num_key_value_heads": 32,
     "num_hidden_layers": 32,
     "vocab_size": 32000,
     "max_position_embeddings": 4096,
     "torch_dtype": "float16",
 }
-DRAFT = TARGET | {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_hidden_layers": 12}
+SMALL = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_key_value_heads": 12}
+DRAFT = TARGET | SMALL | {"num_hidden_layers": 12}
 
 
 @pytest.fixture
@@ -155,3 +159,13 @@ def test_drafters_that_do_not_fit_are_refused(capsys: pytest.CaptureFixture[str]
         assert message in found["error"]["message"]
     code, _ = asked(capsys, "--target", target, "--draft", larger, "--budget", "80GiB", "--allow-larger")
     assert code == 0
+
+
+def test_planning_needs_no_torch(target: str, draft: str):
+    code = (
+        "import sys; from remnant.cli import main; "
+        f"code = main(['plan-draft', '--target', {target!r}, '--draft', {draft!r}, '--budget', '24GiB']); "
+        "sys.exit(code or 'torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
