@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from remnant.errors import ConfigError
 
@@ -14,6 +14,7 @@ __all__ = [
     "JUDGED",
     "MatchOptions",
     "Rates",
+    "as_bytes",
     "at_least",
     "common_suffix",
     "grounds_of",
@@ -134,18 +135,6 @@ def grounds_of(token: int, following: list[int]) -> int:
     return ALL if same == len(following) else MOST if 2 * same > len(following) else FEW
 
 
-def common_prefix(a: array[int], b: array[int]) -> int:
-    """Length of the common prefix."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
-
-
 def common_suffix(tokens: array[int], a: int, b: int, known: int, depth: int, other: array[int] | None = None) -> int:
     """How many tokens agree, going back from position a of `tokens` and position b of `other` (or of `tokens`).
 
@@ -212,9 +201,20 @@ def pack(tokens: Iterable[Any]) -> array[int]:
     return packed
 
 
+def as_bytes(tokens: Iterable[Any]) -> bytes:
+    """What `pack` gives, as bytes, without a second copy where the tokens are stored so."""
+    return cast(Any, tokens).tobytes() if _is_packed(tokens) else pack(tokens).tobytes()
+
+
+def _is_packed(tokens: Any) -> bool:
+    """Whether a numpy array holds tokens as `pack` would: in one dimension, 32 bits wide, in this machine's order."""
+    kind: Any = getattr(tokens, "dtype", None)
+    return getattr(kind, "char", "") in ("i", "l") and kind.itemsize == 4 and kind.isnative and tokens.ndim == 1
+
+
 def _from_buffer(tokens: Any) -> array[int]:
-    """An array of numpy's, copied in one go when its items are 32 bits wide; `array` refuses what is no integer."""
-    if str(tokens.dtype) != "int32":
+    """An array of numpy's, in one go where it can be; `array` refuses what is no integer."""
+    if not _is_packed(tokens):
         return array("i", tokens.tolist())
     packed = array("i")
     packed.frombytes(tokens.tobytes())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
-from typing import Any, Final
+from typing import Final
 
 from remnant.errors import ConfigError
 from remnant.speculative.match import (
@@ -16,12 +16,13 @@ from remnant.speculative.match import (
     JUDGED,
     MatchOptions,
     Rates,
-    common_prefix,
+    as_bytes,
     common_suffix,
     grounds_of,
     most_shared,
     pack,
 )
+from remnant.speculative.turns import common_prefix
 
 __all__ = ["MatchOptions", "SuffixIndex"]
 
@@ -143,7 +144,7 @@ class SuffixIndex:
         known = len(self._tokens)
         if not known or len(history) < known:
             return not known
-        return history[known - 1] == self._tokens[-1] and _bytes(history[:known]) == self._tokens.tobytes()
+        return history[known - 1] == self._tokens[-1] and as_bytes(history[:known]) == self._tokens.tobytes()
 
     def sync(self, history: Sequence[int]) -> int:
         """Make the index hold exactly this history, whatever it held before.
@@ -294,8 +295,3 @@ class SuffixIndex:
         over = n - self.options.max_tokens
         half = self.options.max_tokens // 2
         return 0 if over <= 0 else -(-over // half) * half
-
-
-def _bytes(tokens: Any) -> bytes:
-    """Tokens as 32-bit bytes, copied in one go where they are stored so."""
-    return tokens.tobytes() if str(getattr(tokens, "dtype", "")) == "int32" else pack(tokens).tobytes()

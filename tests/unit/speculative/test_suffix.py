@@ -191,8 +191,11 @@ def test_a_history_of_numpy_is_taken_as_it_is() -> None:
     assert index.sync(history) == 5
     assert index.propose(2) == [7, 8]
     assert SuffixIndex(history.astype(numpy.int64)).propose(2) == [7, 8]
-    with pytest.raises(ConfigError, match="tokens"):
-        SuffixIndex(history.astype(numpy.float32))
+    assert SuffixIndex(history.astype(">i4")).propose(2) == [7, 8]
+    assert SuffixIndex(history[::-1]).tokens.tolist() == history[::-1].tolist()
+    for wrong in (history.astype(numpy.float32), history.reshape(2, 4), -history):
+        with pytest.raises(ConfigError, match="token"):
+            SuffixIndex(wrong)
 
 
 def test_the_caller_keeps_its_own_array() -> None:
