@@ -32,6 +32,14 @@ import numpy as np
 from drafting_proposers import PROPOSERS, SINGLE, Proposer
 from drafting_texts import ROOT, Transcript, digest, workloads
 
+PARTS = (
+    "benchmarks/drafting_lookup.py", "benchmarks/drafting_proposers.py", "benchmarks/drafting_texts.py",
+    "core/remnant/speculative/suffix.py", "core/remnant/speculative/match.py",
+    "core/remnant/speculative/output_store.py", "core/remnant/speculative/drafters/lookup.py",
+    "plugins/langchain_ext", "plugins/llamaindex_ext", "plugins/vllm_ext/remnant_vllm/drafter.py",
+    "plugins/vllm_ext/remnant_vllm/histories.py",
+)  # fmt: skip
+"""What the figures depend on."""
 SCALED = ("lookup", "lookup in vllm", "vllm ngram 2-4")
 CONTEXTS = (1_000, 4_000, 16_000, 64_000)
 SCALE_STEPS = 300
@@ -221,7 +229,7 @@ def _facts(argv: list[str]) -> dict[str, Any]:
     return {
         "command": " ".join(["python benchmarks/drafting_lookup.py", *argv]), "note": "replay of transcripts, CPU only",
         "versions": {"python": platform.python_version(), **versions},
-        "sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", "core", "benchmarks/*.py")),
+        "sha": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--", *PARTS)),
         "device": "cpu", "machine": platform.machine(), "cpus": os.cpu_count(),
     }  # fmt: skip
 

@@ -17,7 +17,7 @@ from remnant.testbed.text import load_held_out
 from remnant.testbed.tokenizer import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[1]
-CODE = ("plugins/hf_ext", "plugins/langchain_ext", "plugins/llamaindex_ext")
+CODE = ("plugins/langchain_ext", "plugins/llamaindex_ext")
 """Folders of the code that is edited. The defaults of `lookup` were chosen on files of `core`, and on the other half of
 the documents: on nothing that is measured here."""
 LINES, PASSAGES, QUOTED = 150, 8, 4
@@ -105,8 +105,7 @@ def _edited(source: str, rng: random.Random) -> str:
 
 
 def _rag_quote(count: int, seed: int) -> Iterator[tuple[str, str, str]]:
-    texts = [path.read_text(encoding="utf-8") for path in sorted((ROOT / "docs").rglob("*.md"))[1::2]]
-    prose = [part.strip() for text in (*texts, *load_held_out()[1::2]) for part in text.split("\n\n")]
+    prose = [part.strip() for text in load_held_out()[1::2] for part in text.split("\n\n")]
     passages = [part for part in prose if 200 < len(part) < 900]
     for i in range(count):
         rng = random.Random(100 * seed + i)
