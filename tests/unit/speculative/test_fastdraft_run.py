@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -213,9 +213,9 @@ def test_drafts_are_forgotten_under_a_sliding_window():
     from transformers import MistralConfig, MistralForCausalLM
 
     torch.manual_seed(2)
-    sizes = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
+    sizes: dict[str, Any] = {"vocab_size": 64, "hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 2,
              "num_key_value_heads": 1, "num_hidden_layers": 2, "sliding_window": 8}  # fmt: skip
-    model, draft = (MistralForCausalLM(MistralConfig(**sizes)).eval() for _ in range(2))
+    model, draft = (cast(Any, MistralForCausalLM)(MistralConfig(**sizes)).eval() for _ in range(2))
     ids = torch.arange(3, 27).unsqueeze(0)
     plain = model.generate(
         ids, attention_mask=torch.ones_like(ids), max_new_tokens=20, do_sample=False, eos_token_id=None

@@ -26,8 +26,8 @@ from remnant.speculative.fastdraft.target import read_target
 def configs() -> list[Any]:
     from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 
-    scaled = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
-    sizes = {"vocab_size": 500, "num_hidden_layers": 6, "hidden_size": 256, "num_attention_heads": 4}
+    scaled: Any = {"rope_type": "linear", "factor": 4.0, "rope_theta": 500_000.0}
+    sizes: dict[str, Any] = {"vocab_size": 500, "num_hidden_layers": 6, "hidden_size": 256, "num_attention_heads": 4}
     return [
         LlamaConfig(**sizes, rope_parameters=scaled, eos_token_id=[3, 4]),
         MistralConfig(**sizes, sliding_window=128),

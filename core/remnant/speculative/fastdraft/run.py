@@ -25,7 +25,6 @@ from remnant.speculative.fastdraft.target import Target, load_model, load_tokeni
 
 __all__ = ["run"]
 
-_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "num_key_value_heads", "intermediate_size")
 _PROMPTS = 20_000  # prompts that are cut from a corpus at most
 
 
@@ -127,10 +126,12 @@ def _check_start(settings: Settings, target: Target) -> Shape | None:
             accepted="a drafter smaller than its target",
         )
     try:
-        sizes = [int(getattr(c, name)) for name in _SIZES]
+        return Shape(
+            c.hidden_size, c.num_hidden_layers, c.num_attention_heads, c.num_key_value_heads, given.head_dim,
+            c.intermediate_size, str(c.model_type),
+        )  # fmt: skip
     except AttributeError as error:
         raise ConfigError(f"a drafter of kind {c.model_type!r}", accepted="one with Llama's names of sizes") from error
-    return Shape(*sizes[:4], given.head_dim, sizes[4], str(c.model_type))
 
 
 def _read(settings: Settings, tokenizer: Any) -> Data:
