@@ -22,7 +22,7 @@ class LookupOptions:
         min_match: tokens that must have occurred before, just so, for a draft to be made.
         min_share: no draft where less than this fraction of it is expected to be accepted.
         max_draft: tokens per draft; None is `num_speculative_tokens`, which it cannot exceed.
-        max_tokens: of all requests together whose texts are indexed, at about 330 bytes each; requests beyond that are
+        max_tokens: of all requests together whose texts are indexed, at about 320 bytes each; requests beyond that are
             served without drafts.
         shared_tokens: of past answers of all requests, which are drafted from where a request's own text has nothing;
             0, the default, shares nothing. vLLM does not tell a drafter whose request it is, so this is for servers

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -80,6 +80,10 @@ class Histories(Generic[T]):
     def __len__(self) -> int:
         """Texts that are kept."""
         return len(self._live) + len(self._idle)
+
+    def __iter__(self) -> Iterator[History[T]]:
+        """All that are kept, those that have left the batch first."""
+        return iter([*self._idle.values(), *self._live.values()])
 
     def begin(self) -> None:
         """A step of the batch begins; within it, no two rows have the same text.

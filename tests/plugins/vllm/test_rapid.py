@@ -146,8 +146,26 @@ def test_what_stands_in_the_passages_is_accepted(engine: Any, testbed: Path) -> 
     assert accepted > drafted / 5
     assert running.steps < NEW
     drafter = running.runner.drafter
-    text = next(iter(drafter.histories._all.values())).index
+    text = next(iter(drafter.histories)).index
     assert 256 < len(text.tokens) < 400, "it read the passages and the answer, not the prompt"
+
+
+def test_passages_are_found_in_the_text(engine: Any, testbed: Path) -> None:
+    """With a tokenizer, by words, for the question behind the last marker."""
+    from remnant.testbed import make_examples
+
+    (example,) = make_examples("passkey-late", 700, 1, 7)
+    first = example.answers[0][0]
+    given = [[*example.context.tolist(), *example.probe[: first + 1].tolist()]]
+    answer = [token for _, token in example.answers]
+    shorter = options(testbed, chunk=32, k=4, marker="<ok>")
+    running = engine(testbed, skip_tokenizer_init=False, speculative_config=spec(), additional_config=shorter)
+    assert running.run(given, 3) == [answer]
+    drafter = running.runner.drafter
+    text = next(iter(drafter.histories)).index
+    assert set(answer) <= set(text.tokens[:-3]), "the passage with the key was found"
+    assert len(text.tokens) < 300
+    assert counts(running)[1] > 0
 
 
 def test_rows_that_leave_and_return(
