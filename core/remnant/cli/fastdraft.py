@@ -79,8 +79,8 @@ def _show(card: dict[str, Any]) -> None:
     shape = card["shape"]
     share = card["parameters"] / card["target_parameters"]
     typer.echo(
-        f"drafter  {card['parameters']:,} parameters ({share:.1%} of the target): "
-        f"{shape['depth']} layers, {shape['width']} wide"
+        f"drafter  {card['parameters']:,} parameters ({share:.1%} of the target), layers x width "
+        f"{shape['depth']} x {shape['width']}"
     )
     samples = card["samples"]
     typer.echo(f"aligned  on {samples['rows']:,} completions, {samples['tokens']:,} tokens\n")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from remnant.lazy import attach
 
 if TYPE_CHECKING:
+    from remnant.testbed.draft import load_draft
     from remnant.testbed.examples import make_examples
     from remnant.testbed.model import load
     from remnant.testbed.score import final_scores
@@ -20,6 +21,7 @@ __all__ = [
     "Filler",
     "final_scores",
     "load",
+    "load_draft",
     "load_tokenizer",
     "make_example",
     "make_examples",
@@ -35,6 +37,7 @@ __getattr__, __dir__ = attach(
         "Alphabet": "remnant.testbed.tokenizer",
         "load_tokenizer": "remnant.testbed.tokenizer",
         "load": "remnant.testbed.model",
+        "load_draft": "remnant.testbed.draft",
         "make_examples": "remnant.testbed.examples",
         "final_scores": "remnant.testbed.score",
     },

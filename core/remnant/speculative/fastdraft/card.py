@@ -55,6 +55,7 @@ def write_draft(folder: Path, model: Any, tokenizer: Any, card: dict[str, Any]) 
 def card_text(card: dict[str, Any]) -> str:
     """The card as markdown, with the metadata block that model hubs read."""
     shape, plan = card["shape"], card["plan"]
+    layers = "1 layer" if shape["depth"] == 1 else f"{shape['depth']} layers"
     lines = [
         "---",
         "library_name: transformers",
@@ -64,7 +65,7 @@ def card_text(card: dict[str, Any]) -> str:
         f"# A drafter for {card['target']}",
         "",
         f"{card['parameters']:,} parameters ({card['parameters'] / card['target_parameters']:.1%} of the target): "
-        f"{shape['depth']} layers, {shape['width']} wide, {shape['block']} blocks, the target's vocabulary.",
+        f"{layers}, {shape['width']} wide, {shape['block']} blocks, the target's vocabulary.",
         "It proposes tokens; the target checks every one, so its text is the target's own.",
         "",
         "```python",

@@ -15,7 +15,7 @@ from remnant.testbed.tasks import TASKS, Filler
 from remnant.testbed.text import load_corpus
 from remnant.testbed.tokenizer import Alphabet, load_tokenizer
 
-__all__ = ["DOMAINS", "TestbedRows", "read_testbed"]
+__all__ = ["DOMAINS", "TestbedRows", "held_out_prompts", "read_testbed"]
 
 DOMAINS = ("text", "recall", "passkey-early", "episodes")
 _REPEAT = 0.15  # of the rows are random tokens said twice, as in the testbed's own training
