@@ -1,7 +1,7 @@
 """KV memory: a policy looks at a `KVView` and answers with a `Keep`; a host carries it out."""
 
 from remnant.kv.pace import paced
-from remnant.kv.policy import Policy, Side, Trigger, get_policy, list_policies, policy_class, register_policy
+from remnant.kv.policy import Pages, Policy, Side, Trigger, get_policy, list_policies, policy_class, register_policy
 from remnant.kv.select import protect, select, select_flat
 from remnant.kv.view import Budget, Keep, KVView, Merge, Rope
 
@@ -10,6 +10,7 @@ __all__ = [
     "KVView",
     "Keep",
     "Merge",
+    "Pages",
     "Policy",
     "Rope",
     "Side",

@@ -18,6 +18,7 @@ from remnant.kv.view import Keep, KVView
 __all__ = [
     "Layout",
     "Need",
+    "Pages",
     "Policy",
     "Side",
     "Trigger",
@@ -78,6 +79,39 @@ class Side:
 
 
 @dataclass(frozen=True)
+class Pages:
+    """How a decoded token reads a store that is kept whole: some pages of it, chosen anew for every token.
+
+    The budget of such a policy is what is read per step and KV head, always-read pages included. Prompts are read
+    whole.
+
+    Attributes:
+        size: slots per page; page n holds the n-th `size` tokens of a row.
+        summary: what stands for a page: `mean` key (scored by the group's mean query) or channel-wise `bounds` (by the
+            largest possible logit).
+        sinks: first pages that are always read.
+        local: last pages that are always read, the open one counted.
+        dense: first governed layers that are read whole.
+    """
+
+    size: int = 16
+    summary: Literal["mean", "bounds"] = "bounds"
+    sinks: int = 1
+    local: int = 2
+    dense: int = 1
+
+    def shares(self, tokens: int) -> tuple[int, int, int]:
+        """(first, last, chosen) pages that a budget of at least `size` tokens buys, in the order last, first, chosen.
+
+        Example: Pages(16, sinks=1, local=2).shares(128) -> (1, 2, 5)
+        """
+        whole = tokens // self.size
+        local = min(self.local, whole)
+        sinks = min(self.sinks, whole - local)
+        return sinks, local, whole - local - sinks
+
+
+@dataclass(frozen=True)
 class Policy:
     """Base of all policies. A subclass declares what it needs and implements `score`; the rest has defaults.
 
@@ -109,6 +143,11 @@ class Policy:
     def when(self) -> tuple[Trigger, ...]:
         """When the policy acts."""
         return (Trigger("prefill_end"),)
+
+    @property
+    def reads(self) -> Pages | None:
+        """Which part of the store a decoded token reads; None is all of it."""
+        return None
 
     @property
     def window(self) -> int:

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from remnant.errors import UnsupportedPolicy
 from remnant.kv.score import reduce_group
 from remnant_hf._padding import Padding
+from remnant_hf._paging import PageIndex
 from remnant_hf.attention import attend_dense, attend_segments
 from remnant_hf.masks import fit
 from remnant_hf.store import ChannelStore, RaggedStore, SimulatedStore, SlotStore
@@ -35,6 +37,8 @@ class Reading(Padding):
         kw: Any,
     ) -> tuple[Tensor, Tensor | None, Tensor | None]:
         """(output, weights, decode row): by the stock function wherever it can read the store."""
+        if self._pages_matter(n):
+            return self._read_pages(q, k, v), None, None
         wants_row = n == 1 and "attn" in self.policy.needs and self.seen > n and not self.ledger.prefilling
         if isinstance(self.store, RaggedStore):
             return self._read_ragged(q, n, wants_row)
@@ -43,6 +47,37 @@ class Reading(Padding):
             out, weights = inner(module, q, k, v, fit(mask, k.shape[2], n), *args, **kw)
             return out, weights, None
         return self._read_own(q, k, v, n, wants_row)
+
+    def _pages_matter(self, n: int) -> bool:
+        """Whether these tokens read pages: decoded ones, one by one or as drafts, once there is more than the budget.
+
+        Padding inside a row shifts pages against their tokens; such a batch is read whole, which is never wrong.
+        """
+        if self.pages is None or self.seen == n or self.ledger.prefilling or self.ledger.probing or self.holes:
+            return False
+        return (n == 1 or self.record_past) and self.physical > self.budget
+
+    def _read_pages(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """`[B, n, G*H, D]`; every draft reads the pages that it would read if it came alone."""
+        assert self.pages is not None
+        assert self.facts is not None
+        if self.expanded is not None or self.facts.softcap is not None:
+            raise UnsupportedPolicy(
+                f"policy {self.policy.name!r} on a layer with latent attention (MLA) or a soft cap",
+                accepted="plain attention",
+                do="use policy 'full' for this model",
+            )
+        if not self.indexes:
+            starts = self.state["start"].tolist() if self.padded else []
+            rows = [(slice(i, i + 1), max(0, start)) for i, start in enumerate(starts)]
+            self.indexes = [PageIndex(self.pages, *one) for one in rows or [(slice(None), 0)]]
+        n, stored = q.shape[2], k.shape[2]
+        outs: list[Tensor] = []
+        for i in range(n):
+            end = stored - n + i + 1
+            parts = [ix.read(q[:, :, i], k[:, :, :end], v[:, :, :end], self.budget, self.facts) for ix in self.indexes]
+            outs.append(parts[0] if len(parts) == 1 else torch.cat(parts))
+        return torch.stack(outs, 1)
 
     def _read_own(self, q: Tensor, k: Tensor, v: Tensor, n: int, wants_row: bool) -> tuple[Tensor, None, Tensor | None]:
         assert self.facts is not None

@@ -12,6 +12,7 @@ from transformers.cache_utils import DynamicLayer
 from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.kv.policy import Policy
 from remnant.kv.view import Rope
+from remnant_hf._paging import PageIndex
 from remnant_hf.attention import Facts
 from remnant_hf.store import RaggedStore, SimulatedStore, SlotStore
 
@@ -71,7 +72,8 @@ class LayerState(DynamicLayer):
         self.remembers = "all_queries" in policy.needs or (self.bounded and "queries" in policy.needs)
         watches = self.observes or self.remembers or "attn" in policy.needs
         self.when = policy.when if type(policy).due is Policy.due else None
-        self.waits = not watches and self.when is not None
+        self.pages = None if policy.reads is None or order < policy.reads.dense else policy.reads
+        self.waits = not watches and self.when is not None and self.pages is None
         self.in_place, self.turns = policy.in_place, getattr(policy, "positions", "keep") == "rerotate"
         self.record_past = False
         super().__init__()
@@ -101,6 +103,7 @@ class LayerState(DynamicLayer):
         self.shift = 0
         self.sink_base: Tensor | None = None
         self.sink_ready: Tensor | None = None
+        self.indexes: list[PageIndex] = []
         self.is_initialized = False
         self.ledger.note(self.order, 0)
 
@@ -196,6 +199,7 @@ class LayerState(DynamicLayer):
         if not self.seen:
             return
         self.store.take_rows(index)
+        self.indexes = []
         pick = lambda x: x.index_select(0, index.to(x.device))  # noqa: E731
         self.state = {name: pick(x) for name, x in self.state.items()}
         self.stash = [(pick(q), n, seen) for q, n, seen in self.stash]
@@ -220,6 +224,7 @@ class LayerState(DynamicLayer):
         if not self.seen:
             return
         self.store.to(device)
+        self.indexes = []
         self.state = {name: x.to(device) for name, x in self.state.items()}
         self.stash = [(q.to(device), n, seen) for q, n, seen in self.stash]
         for name in ("real", "queries", "queries_real", "gaps_after", "sink_base", "sink_ready", "row"):

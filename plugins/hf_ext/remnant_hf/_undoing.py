@@ -145,7 +145,7 @@ class Undoing(Deciding):
             self.holes = True
         order = torch.where(gone, pos - _FOREVER, pos).argsort(-1)[..., pos.shape[2] - width :]
         self.store.gather(order)
-        self.tail = 0
+        self.indexes, self.tail = [], 0
         self.ledger.note(self.order, self.store.allocated())
 
     def truncate(self, length: int) -> None:
@@ -158,7 +158,7 @@ class Undoing(Deciding):
         if bool((left != width).any()):
             raise UnsupportedPolicy("truncating rows or heads that kept different tokens")
         self.store.gather(torch.where(pos < length, pos, _FOREVER).argsort(-1)[..., :width])
-        self.seen, self.tail, self.waiting = length, 0, 0
+        self.seen, self.tail, self.waiting, self.indexes = length, 0, 0, []
         if self.gaps_after is not None and length < self.gaps_after.shape[1]:
             self.gaps_after = self.gaps_after[:, :length] - self.gaps_after[:, length : length + 1]
             self.gaps_after = self.gaps_after if length else None

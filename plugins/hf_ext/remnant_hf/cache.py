@@ -304,13 +304,13 @@ def _policy(policy: str | Policy, options: dict[str, Any]) -> Policy:
 
 def _budget(policy: Policy, budget: int | None) -> int:
     if budget is None:
-        if any(t.kind != "event" for t in policy.when):
+        if policy.reads or any(t.kind != "event" for t in policy.when):
             raise ConfigError(
                 f"no budget for policy {policy.name!r}", accepted="an integer in tokens per KV head", do="budget=1024"
             )
         return _FOREVER
     tokens = Budget(budget).tokens
-    if tokens < policy.minimum and policy.when:
+    if tokens < policy.minimum and (policy.when or policy.reads):
         raise ConfigError(
             f"budget {tokens} for policy {policy.name!r}",
             accepted=f"at least {policy.minimum} tokens with these options",
