@@ -13,7 +13,17 @@ from torch import Tensor
 from remnant.errors import ConfigError
 from remnant.speculative._lists import ints
 from remnant.speculative._text import Text
-from remnant.speculative.accept import accept_chain, accepted_prefix, at_place, choose, draw, uniforms, walk_tree
+from remnant.speculative.accept import (
+    Accepted,
+    accept_chain,
+    accept_greedy,
+    accepted_prefix,
+    at_place,
+    choose,
+    draw,
+    uniforms,
+    walk_tree,
+)
 from remnant.speculative.drafter import Draft, Sampler
 from remnant.speculative.target import Target
 from remnant.speculative.tree import Tree
@@ -78,17 +88,18 @@ class Verifier:
         steps = torch.arange(ids.shape[1] + 1, device=ids.device)
         z = self._step(torch.cat([last, ids], 1), self._base(rows, ids) + steps, lengths + 1, None)
         real = steps <= lengths.unsqueeze(1)
-        p = self._probs(rows, drafts, z, real)
-        q = _distributions(drafts, ids, p)
-        if self.tilt is None:
-            done = accept_chain(ids, p, q, len=lengths, generator=self.sampler.generator)
-            n, following = done.n, done.next
-        else:
+        histories = self._histories(rows, [draft.ids for draft in drafts])
+        if self.tilt is not None:
             zq = _logits(drafts, ids.shape[1] + 1, z)
-            tilted = self.tilt(z, zq)
-            n, following = self._tilted(ids, p, self._probs(rows, drafts, tilted, real), q, lengths)
-            self._record(rows, z, zq, n, lengths, False)
-        counts, after, heads = ints(n), ints(following), [ints(row) for row in ids]
+            done = self._tilted(z, zq, drafts, ids, lengths, histories, real)
+            self._record(rows, z, zq, done.n, lengths, False)
+        elif self.sampler.greedy and (best := getattr(self.sampler, "best", None)) is not None:
+            flat: Tensor = best(histories, _columns(z, real))
+            done = accept_greedy(ids, flat.new_zeros(real.shape).masked_scatter_(real, flat), lengths)
+        else:
+            p = self._probs(histories, z, real)
+            done = accept_chain(ids, p, _distributions(drafts, ids, p), len=lengths, generator=self.sampler.generator)
+        counts, after, heads = ints(done.n), ints(done.next), [ints(row) for row in ids]
         return [
             Verdict([*heads[i][:count], after[i]], list(range(1, count + 1)), len(drafts[i]))
             for i, count in enumerate(counts)
@@ -136,13 +147,10 @@ class Verifier:
         pairs = zip(rows, drafts, strict=True)
         return [view for row, ids in pairs for view in self.text.histories(row, ids, self.generated)]
 
-    def _probs(self, rows: list[int], drafts: list[Draft], z: Tensor, real: Tensor) -> Tensor:
+    def _probs(self, histories: list[Tensor], z: Tensor, real: Tensor) -> Tensor:
         """Target probabilities `[R, T, V]`; zero where a row has no column."""
-        histories = self._histories(rows, [draft.ids for draft in drafts])
-        if bool(real.all()):
-            return self.sampler.probs(histories, z.flatten(0, 1)).view(z.shape)
-        flat = self.sampler.probs(histories, z[real])
-        return flat.new_zeros(z.shape).index_put_((real,), flat)
+        flat = self.sampler.probs(histories, _columns(z, real))
+        return flat.view(z.shape) if len(flat) == real.numel() else flat.new_zeros(z.shape).index_put_((real,), flat)
 
     def _record(self, rows: list[int], z: Tensor, zq: Tensor, n: Tensor, lengths: Tensor, first: bool) -> None:
         """Let a tilt that wants it write down how much of the drafter each emitted token holds."""
@@ -151,21 +159,36 @@ class Verifier:
             record(rows, z, zq, n, lengths, first)
 
     def _tilted(
-        self, ids: Tensor, p: Tensor, tilted: Tensor, q: Tensor | None, lengths: Tensor
-    ) -> tuple[Tensor, Tensor]:
+        self,
+        z: Tensor,
+        zq: Tensor,
+        drafts: list[Draft],
+        ids: Tensor,
+        lengths: Tensor,
+        histories: list[Tensor],
+        real: Tensor,
+    ) -> Accepted:
         """Accept by the tilted distribution; a tilt may have its own residual and leave the bonus alone."""
-        generator = self.sampler.generator
+        assert self.tilt is not None
+        generator, g = self.sampler.generator, ids.shape[1]
+        tilted = self._probs(histories, self.tilt(z, zq), real)
+        q = _distributions(drafts, ids, tilted)
         own = getattr(self.tilt, "residual", None)
         if own is None or getattr(self.tilt, "tilted_bonus", True):
-            done = accept_chain(ids, tilted, q, len=lengths, generator=generator)
-            return done.n, done.next
+            return accept_chain(ids, tilted, q, len=lengths, generator=generator)
+        p = self._probs(histories, z, real)
         n = accepted_prefix(ids, tilted, q, uniforms(tuple(ids.shape), p, generator), lengths)
         left = at_place(p, n)
-        if ids.shape[1]:
+        if g:
             q = torch.zeros_like(p[:, :-1]).scatter_(-1, ids.unsqueeze(-1), 1.0) if q is None else q
-            rejected = own(left, at_place(q, n.clamp(max=ids.shape[1] - 1)), at_place(tilted, n))
+            rejected = own(left, at_place(q, n.clamp(max=g - 1)), at_place(tilted, n))
             left = choose(n < lengths, rejected, left)
-        return n, draw(left, uniforms((ids.shape[0],), p, generator))
+        return Accepted(n, draw(left, uniforms((ids.shape[0],), p, generator)), n + 1)
+
+
+def _columns(z: Tensor, real: Tensor) -> Tensor:
+    """The real columns of all rows, `[C, V]`; without a copy where all are."""
+    return z.flatten(0, 1) if bool(real.all()) else z[real]
 
 
 def _reads_history(sampler: Sampler) -> bool:

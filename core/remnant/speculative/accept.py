@@ -24,6 +24,7 @@ __all__ = [
     "Mode",
     "Walk",
     "accept_chain",
+    "accept_greedy",
     "accept_tree",
     "accepted_prefix",
     "at_place",
@@ -138,6 +139,19 @@ def accept_chain(
         left = choose(n < lengths, rejected, left)
     last = u[:, g] if u.shape[1] > g else uniforms((b,), p, generator)
     return Accepted(n, draw(left, last), n + 1)
+
+
+def accept_greedy(ids: Tensor, best: Tensor, lengths: Tensor) -> Accepted:
+    """`accept_chain` for a target that always takes its best token.
+
+    Args:
+        ids: `[B, g]` int64, drafted tokens.
+        best: `[B, g + 1]` int64, the target's token after each prefix of the draft.
+        lengths: `[B]` int64, drafted tokens per row; what lies behind is never accepted.
+    """
+    inside = torch.arange(ids.shape[1], device=ids.device) < lengths.unsqueeze(1)
+    n = ((ids == best[:, :-1]) & inside).long().cumprod(1).sum(1)
+    return Accepted(n, best.gather(1, n.unsqueeze(1)).squeeze(1), n + 1)
 
 
 def accepted_prefix(ids: Tensor, p: Tensor, q: Tensor | None, u: Tensor, lengths: Tensor) -> Tensor:

@@ -68,14 +68,10 @@ class Sampler:
             ShapeError: the logits are no `[B, V]`, a row has no history, every token of a row is barred, or a logit
                 is NaN.
         """
-        if logits.dim() != 2:
-            raise ShapeError(f"logits of {tuple(logits.shape)}", accepted="[B, V]")
-        scores = self._processed(history, logits if logits.dtype == torch.float64 else logits.float())
-        best = scores.amax(-1)
-        if not bool(torch.isfinite(best).all()):
-            raise ShapeError("a row whose best logit is not finite", accepted="a finite logit per row, and no NaN")
+        scores = self._processed(history, logits)
         if self.greedy:
-            return torch.zeros_like(scores).scatter_(-1, scores.argmax(-1, keepdim=True), 1.0)
+            return torch.zeros_like(scores).scatter_(-1, _best(scores).unsqueeze(-1), 1.0)
+        _check(scores.amax(-1))
         scores = scores / self.temperature
         if 0 < self.top_k < scores.shape[-1]:
             least = scores.topk(self.top_k, dim=-1).values[..., -1:]
@@ -83,7 +79,14 @@ class Sampler:
         probs = scores.softmax(-1)
         return probs if self.top_p == 1 else _nucleus(probs, self.top_p)
 
-    def _processed(self, history: Sequence[Tensor], scores: Tensor) -> Tensor:
+    def best(self, history: Sequence[Tensor], logits: Tensor) -> Tensor:
+        """The most likely token of each row, `[B]` int64: what a greedy `probs` marks; arguments as there."""
+        return _best(self._processed(history, logits))
+
+    def _processed(self, history: Sequence[Tensor], logits: Tensor) -> Tensor:
+        if logits.dim() != 2:
+            raise ShapeError(f"logits of {tuple(logits.shape)}", accepted="[B, V]")
+        scores = logits if logits.dtype == torch.float64 else logits.float()
         if not self.processors:
             return scores
         if len(history) != scores.shape[0]:
@@ -95,6 +98,17 @@ class Sampler:
         for processor in self.processors:
             row = processor(before, row)
         return row
+
+
+def _best(scores: Tensor) -> Tensor:
+    at = scores.argmax(-1, keepdim=True)  # NaN counts as the largest
+    _check(scores.gather(-1, at))
+    return at.squeeze(-1)
+
+
+def _check(best: Tensor) -> None:
+    if not bool(torch.isfinite(best).all()):
+        raise ShapeError("a row whose best logit is not finite", accepted="a finite logit per row, and no NaN")
 
 
 def _nucleus(probs: Tensor, mass: float) -> Tensor:

@@ -202,6 +202,16 @@ def test_greedy_is_argmax():
             assert (int(done.n), int(done.next)) == (n, int(best[0, n]))
 
 
+def test_the_greedy_short_cut_is_the_same_rule():
+    r = torch.Generator().manual_seed(4)
+    best, ids = torch.randint(2, (200, 5), generator=r), torch.randint(2, (200, 4), generator=r)
+    lengths = torch.randint(5, (200,), generator=r)
+    whole = accept_chain(ids, torch.nn.functional.one_hot(best, 3).double(), len=lengths, generator=r)
+    short = accept.accept_greedy(ids, best, lengths)
+    assert all(torch.equal(a, b) for a, b in zip(whole, short, strict=True))
+    assert set(whole.n.tolist()) == {0, 1, 2, 3, 4}
+
+
 def test_no_mass_is_never_accepted():
     p = torch.tensor([[[0.0, 0.4, 0.6], [1.0, 0.0, 0.0]]])
     for q in (None, torch.tensor([[[1.0, 0.0, 0.0]]]), torch.tensor([[[0.0, 1.0, 0.0]]])):

@@ -71,6 +71,20 @@ def test_each_row_has_its_own_history():
         sampler.probs(history[:2], logits)
 
 
+def test_the_best_token_is_what_a_greedy_distribution_marks():
+    logits = torch.randn(6, 9, generator=torch.Generator().manual_seed(0))
+    logits[2, 3] = logits[2, 7] = 9.0  # the first of equals
+    history = [torch.tensor([row]) for row in range(6)]
+    for processors in ((), (lambda before, s: s - 3 * (torch.arange(9) == before[0, -1]),)):
+        sampler = Sampler(0.0, processors=processors)
+        best = sampler.best(history, logits)
+        assert torch.equal(best, sampler.probs(history, logits).argmax(-1))
+        assert best[2] == 3
+    for bad in (float("nan"), float("-inf"), float("inf")):
+        with pytest.raises(ShapeError, match="not finite"):
+            Sampler(0.0).best([], torch.full((1, 4), bad))
+
+
 def test_processors_run_in_order():
     sampler = Sampler(0.0, processors=[lambda _, s: s * 0, lambda _, s: s + torch.tensor([0.0, 1.0, 0.0, 0.0])])
     assert sampler.probs([torch.tensor([0])], LOGITS).argmax().item() == 1

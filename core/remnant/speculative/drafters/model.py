@@ -113,7 +113,7 @@ class ModelDrafter:
         return [row for row, share in zip(rows, floats(best), strict=True) if share >= self._confidence]
 
     def _next(self, rows: list[int], raw: Tensor, rule: Sampler, drafted: Tensor) -> tuple[Tensor, Tensor]:
-        """The next token of each row, and the distributions that they come from."""
+        """The next token of each row, and, unless greedy, the distributions that they come from."""
         history: list[Tensor] = []
         if getattr(rule, "reads_history", True):
             texts = [self._follow.texts[row][self._follow.starts[row] if self._generated else 0 :] for row in rows]
@@ -121,6 +121,8 @@ class ModelDrafter:
                 torch.cat([torch.tensor(text, dtype=torch.int64, device=raw.device), drafted[row]])
                 for text, row in zip(texts, rows, strict=True)
             ]
+        if rule.greedy and (best := getattr(rule, "best", None)) is not None:
+            return best(history, raw[rows]), raw
         probs = rule.probs(history, raw[rows])
         if rule.greedy:
             return probs.argmax(-1), probs
