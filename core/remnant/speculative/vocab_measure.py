@@ -14,7 +14,7 @@ from remnant.progress import Progress, silent
 from remnant.speculative.vocab_counts import Tokens
 from remnant.speculative.vocab_map import VocabMap
 
-__all__ = ["Forward", "Measured", "acceptance", "expected_overlap", "measure", "written_by"]
+__all__ = ["Forward", "Measured", "acceptance", "between", "expected_overlap", "measure", "written_by"]
 
 Forward = Callable[[Tensor], Tensor]
 """`[1, T]` token ids -> `[1, T, V]` logits of the token after each; minus infinity where a token is never proposed."""
@@ -74,6 +74,22 @@ def expected_overlap(
     if total is None:
         raise ConfigError("no position to compare the models at", do="give more tokens")
     return total[0] / positions, total[1] / positions
+
+
+def between(overlap: Tensor, mass: Tensor, counts: Tensor) -> Tensor:
+    """Merit of a token: halfway between what it brings at least and at most.
+
+    The lower bound alone loses to counts where a small k leaves the drafter little, so that renormalising is strong.
+
+    Args:
+        overlap: `[V]`, `g` of `expected_overlap`.
+        mass: `[V]`, its `E[p]`.
+        counts: `[V]` of the same text; they order the tokens that bring nothing.
+
+    Returns:
+        `[V]` float64.
+    """
+    return (overlap + mass) / 2 + 1e-6 * counts / counts.sum().clamp(min=1)
 
 
 def measure(

@@ -13,7 +13,7 @@ from remnant.progress import Progress, silent
 from remnant.serving.checkpoint import find_config
 from remnant.speculative.vocab_checkpoint import Checkpoint, read_checkpoint, target_bytes
 from remnant.speculative.vocab_counts import Tokens, count_tokens, windows
-from remnant.speculative.vocab_measure import Forward, expected_overlap, measure
+from remnant.speculative.vocab_measure import Forward, between, expected_overlap, measure
 from remnant.speculative.vocab_mixture import Domain, keep_for
 from remnant.speculative.vocab_report import write_report
 from remnant.speculative.vocab_settings import HELD_OUT_EVERY, WINDOW, Source, Trim
@@ -135,7 +135,7 @@ def _prepare(
         if trim.objective == "acceptance" and forwards is not None:
             read = _first(learn, trim.learn)
             bounds = expected_overlap(*forwards, read, trim.temperature, progress)
-            domain = Domain(source.name, _local(checkpoint, _between(*bounds, count_tokens(learn, size))), source.floor)
+            domain = Domain(source.name, _local(checkpoint, between(*bounds, count_tokens(learn, size))), source.floor)
             kinds.append(([domain], [domain]))
         else:
             seen = _local(checkpoint, count_tokens(learn, size))
@@ -144,14 +144,6 @@ def _prepare(
     domains, learned = ([domain for kind in kinds for domain in kind[i]] for i in (0, 1))
     held_counts = count_tokens(held, size)
     return Work(checkpoint, trim, always, checkpoint.cost(target), domains, learned, held, counts, held_counts)
-
-
-def _between(overlap: Tensor, mass: Tensor, counts: Tensor) -> Tensor:
-    """`[V]`: halfway between what a token brings at least and at most; counts order those that bring nothing.
-
-    The lower bound alone loses to counts where a small k leaves the drafter little, so that renormalising is strong.
-    """
-    return (overlap + mass) / 2 + 1e-6 * counts / counts.sum().clamp(min=1)
 
 
 def _rows(checkpoint: Checkpoint, ids: Sequence[int]) -> list[int]:

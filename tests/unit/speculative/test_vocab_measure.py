@@ -13,8 +13,7 @@ from torch import Tensor
 from remnant.errors import ConfigError, ShapeError
 from remnant.speculative.vocab_counts import Tokens, count_tokens
 from remnant.speculative.vocab_map import VocabMap
-from remnant.speculative.vocab_measure import acceptance, expected_overlap, measure, written_by
-from remnant.speculative.vocab_trim import _between
+from remnant.speculative.vocab_measure import acceptance, between, expected_overlap, measure, written_by
 
 
 def constant(*p: float) -> Callable[[Tensor], Tensor]:
@@ -119,7 +118,7 @@ def test_expected_acceptance_beats_counts(pair: Any):
     """Chosen on one text, measured on another: no worse than counts of tokens at any k, and better in all."""
     target, draft, learn, held = pair
     counts = count_tokens(learn, 2048)
-    scores = _between(*expected_overlap(target, draft, learn), counts)
+    scores = between(*expected_overlap(target, draft, learn), counts)
     ks = (100, 200, 800)
     maps = [VocabMap.from_counts(s, k) for k in ks for s in (counts, scores)]
     whole, _, found = measure(target, draft, held, maps)
