@@ -8,7 +8,7 @@ Three cases; every ratio is of one run:
 - `steps`: random weights with the proportions of an EAGLE-3 drafter for Llama-3-8B (head 64 % of a draft step, a tenth
   of the target's bytes) at half its vocabulary: what a step costs, and the drafter's share of a block.
 
-    .venv/bin/python benchmarks/run.py drafting_vocab --out benchmarks/results/drafting-vocab.jsonl
+    .venv/bin/python benchmarks/drafting_vocab.py --out benchmarks/results/drafting-vocab.jsonl
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main(arguments: list[str]) -> int:
         rows += generate(bench, args.repeats)
     if "steps" in args.only:
         rows += steps(args.repeats)
-    command = " ".join(["python benchmarks/run.py drafting_vocab", *arguments])
+    command = " ".join(["python benchmarks/drafting_vocab.py", *arguments])
     rows = [{**row, **about(), "command": command} for row in rows]
     kept = [json.loads(line) for line in args.out.read_text().splitlines()] if args.out.is_file() else []
     kept = [row for row in kept if row["case"] not in args.only] + rows
