@@ -12,14 +12,13 @@ from torch import Tensor
 
 from remnant.errors import ConfigError
 from remnant.speculative._lists import ints
+from remnant.speculative._rows import at_place, choose
 from remnant.speculative._text import Text
 from remnant.speculative.accept import (
     Accepted,
     accept_chain,
     accept_greedy,
     accepted_prefix,
-    at_place,
-    choose,
     draw,
     uniforms,
     walk_tree,

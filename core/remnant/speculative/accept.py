@@ -15,6 +15,7 @@ from torch import Tensor
 from remnant.errors import ShapeError
 from remnant.speculative._checks import Mode, check_chain, check_values, check_walk, whole, wide
 from remnant.speculative._lists import floats, ints
+from remnant.speculative._rows import at_place, choose
 
 if TYPE_CHECKING:
     from remnant.speculative.tree import Tree
@@ -27,8 +28,6 @@ __all__ = [
     "accept_greedy",
     "accept_tree",
     "accepted_prefix",
-    "at_place",
-    "choose",
     "draw",
     "reject",
     "residual",
@@ -263,18 +262,6 @@ def uniforms(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | 
     device = like.device if generator is None else generator.device
     kind = torch.float32 if device.type == "mps" else torch.float64
     return torch.rand(shape, generator=generator, device=device, dtype=kind).to(like.device)
-
-
-def at_place(x: Tensor, place: Tensor) -> Tensor:
-    """`x[row, place[row]]` of every row: `[B, T, V]` and `[B]` to `[B, V]`, by whole rows, which indexing is not."""
-    b, t, v = x.shape
-    return x.reshape(b * t, v).index_select(0, torch.arange(b, device=x.device) * t + place)
-
-
-def choose(flag: Tensor, yes: Tensor, no: Tensor) -> Tensor:
-    """Per row `[B]` one of two `[B, V]`, by whole rows, which `torch.where` is not."""
-    rows = torch.arange(flag.shape[0], device=flag.device)
-    return torch.cat([no, yes.to(no.dtype)]).index_select(0, rows + flag * flag.shape[0])
 
 
 def _normalised(rest: Tensor, fallback: Tensor) -> Tensor:
