@@ -44,8 +44,9 @@ def read_tokens(path: Path, encode: Encode | None, vocab_size: int, progress: Pr
     """Read token ids from a file.
 
     Args:
-        path: `.txt` or `.md`: text; `.jsonl`: lines with `text`, or with `ids` (or `input_ids`) and, if some do not
-            count, `loss_mask`; `.npy`: integers; `.safetensors`: `ids` (or `input_ids`) and perhaps `loss_mask`.
+        path: `.txt` or `.md`: text; `.jsonl`: lines with `text`, or with `ids` (or `input_ids`, or a bare list) and,
+            if some do not count, `loss_mask`; `.npy`: integers; `.safetensors`: `ids` (or `input_ids`) and perhaps
+            `loss_mask`.
         encode: for text; None where there is no tokenizer.
         vocab_size: V; every id must lie below it.
         progress: called with bytes read, bytes in all.
@@ -147,10 +148,10 @@ def _line(raw: bytes, where: str, encode: Encode | None, path: Path) -> Tokens:
         row: object = json.loads(raw)
     except ValueError as error:
         raise ConfigError(f"{where} is not JSON: {error}") from None
-    fields = cast("dict[str, Any]", row) if isinstance(row, dict) else {}
+    fields = cast("dict[str, Any]", row) if isinstance(row, dict) else {"ids": row}
     if isinstance(fields.get("text"), str):
         return Tokens(_tensor(_need(encode, path)(fields["text"])))
-    ids: Any = fields.get("ids", fields.get("input_ids"))
+    ids: Any = next((fields[key] for key in ("ids", "input_ids", "token_ids") if key in fields), None)
     mask: Any = fields.get("loss_mask")
     if not _integers(ids) or not (mask is None or _integers(mask)):
         accepted = '{"text": "..."} or {"ids": [...], "loss_mask": [...]}'

@@ -56,7 +56,7 @@ def replacing(out: Path, source: Path, force: bool = False) -> Generator[Path, N
     check_out(out, source, force)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
-    folder.chmod(0o755)
+    shutil.copymode(source, folder)  # as private as the model is, and no more
     try:
         yield folder
         if out.exists():
@@ -104,6 +104,7 @@ def write_trimmed(checkpoint: Checkpoint, kept: VocabMap, folder: Path, about: M
         if name == checkpoint.tensors[checkpoint.head].file:
             tensors |= _tables(checkpoint, kept)
         save_file(tensors, folder / name, metadata=_metadata(checkpoint.folder / name) | {ABOUT: json.dumps(about)})
+        shutil.copymode(checkpoint.folder / name, folder / name)
         sizes |= {key: (name, x.numel() * x.element_size()) for key, x in tensors.items()}
     if (checkpoint.folder / _INDEX).is_file():
         total = sum(size for _, size in sizes.values())

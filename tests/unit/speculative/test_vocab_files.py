@@ -42,7 +42,7 @@ def test_every_kind_of_file(tmp_path: Path):
         {"input_ids": torch.tensor([1, 2, 3, 2]), "loss_mask": torch.tensor([0, 1, 1, 1])}, tmp_path / "a.safetensors"
     )
     write(tmp_path / "a.txt", "abca")
-    write(tmp_path / "a.jsonl", json.dumps({"text": "ab"}) + "\n\n" + json.dumps(counted) + "\n")
+    write(tmp_path / "a.jsonl", json.dumps({"text": "ab"}) + "\n\n" + json.dumps(counted) + "\n[9]\n")
     seen: list[tuple[int, int]] = []
 
     def count(name: str) -> dict[int, int]:
@@ -54,7 +54,7 @@ def test_every_kind_of_file(tmp_path: Path):
     assert count("a.npy") == {1: 1, 2: 2, 3: 1}
     assert count("a.safetensors") == {2: 2, 3: 1}
     assert count("a.txt") == {97 % V: 2, 98 % V: 1, 99 % V: 1}
-    assert count("a.jsonl") == {97 % V: 1, 98 % V: 1, 2: 2, 3: 1}
+    assert count("a.jsonl") == {97 % V: 1, 98 % V: 1, 2: 2, 3: 1, 9: 1}
     assert seen[-1][0] == seen[-1][1]
 
 
@@ -74,6 +74,7 @@ def test_a_long_text_is_read_in_parts(tmp_path: Path):
         ("a.jsonl", "{", "line 1 is not JSON"),
         ("a.jsonl", '{"ids": [1]}\n{"words": 1}', "line 2 holds neither text nor ids"),
         ("a.jsonl", '{"ids": ["1"]}', "line 1 holds neither"),
+        ("a.jsonl", '"words"', "line 1 holds neither"),
         ("a.jsonl", '{"ids": [1, 2], "loss_mask": [1]}', "1 marks for 2 ids"),
         ("a.jsonl", '{"ids": [1, 20]}', "token ids from 1 to 20; accepted: 0 to 19"),
         ("a.jsonl", '{"ids": [-1]}', "token ids from -1"),
@@ -193,6 +194,7 @@ def test_a_trimmed_causal_model(tmp_path: Path, options: dict[str, bool]):
         assert torch.equal(found["lm_head.bias"], before["lm_head.bias"][keep])
     assert trimmed_map(tmp_path / "out").keep.tolist() == keep
     assert (tmp_path / "out/tokenizer.json").is_file()
+    assert (tmp_path / "out").stat().st_mode == folder.stat().st_mode
     assert not (tmp_path / "out/old.bin").exists()
     if options.get("shards"):
         index = json.loads((tmp_path / "out/model.safetensors.index.json").read_text())
