@@ -18,8 +18,8 @@ __all__ = ["Follower"]
 class Follower:
     """The texts, and what of them the model has cached.
 
-    What was drafted and accepted stays cached, what was rejected is cropped, and a token that was emitted but never
-    fed (the correction, the bonus) is fed when the logits after it are wanted.
+    Nothing is read before a draft is wanted. What was drafted and accepted stays cached, what was rejected is cropped,
+    and a token that was emitted but never fed (the correction, the bonus) is fed when the logits after it are wanted.
     """
 
     def __init__(self, model: Target) -> None:
@@ -34,14 +34,14 @@ class Follower:
         """Tokens of each row's text that are cached."""
         self._drafted: list[list[int]] = []
         """Drafted tokens that are cached behind the text."""
+        self._read = False
+        """Whether the model has these texts; before that nothing of them is cached."""
 
     def reset(self, prompts: Sequence[Tensor]) -> None:
-        """Read the prompts."""
-        rows = as_rows(prompts, None)
-        self.texts = [ints(row) for row in rows]
+        """Begin with these prompts."""
+        self.texts = [ints(row) for row in as_rows(prompts, None)]
         self.starts = [len(text) for text in self.texts]
-        self._fed, self._drafted = self.starts.copy(), [[] for _ in rows]
-        self.after = self.model.prefill(rows)
+        self._fed, self._drafted, self._read = [0] * len(self.texts), [[] for _ in self.texts], False
 
     def catch_up(self, limits: Sequence[int]) -> bool:
         """Make `after` right for the rows with a limit; whether there is any.
@@ -51,6 +51,12 @@ class Follower:
         """
         if len(limits) != len(self.texts):
             raise ConfigError(f"{len(limits)} limits for {len(self.texts)} rows", accepted="one per row, after reset")
+        if not any(limit > 0 for limit in limits):
+            return False
+        if not self._read:
+            self.after = self.model.prefill([torch.tensor(text) for text in self.texts])
+            self._fed, self._read = [len(text) for text in self.texts], True
+            return True
         self._crop()
         # A row without a limit is fed nothing: it has ended, or its host wants no draft now.
         waiting = {row: text[self._fed[row] :] for row, text in enumerate(self.texts) if limits[row] > 0}
@@ -60,7 +66,7 @@ class Follower:
             self.after = self.after.index_copy(0, torch.tensor(rows, device=raw.device), raw[rows].to(self.after))
             for row in rows:
                 self._fed[row] = len(self.texts[row])
-        return any(limit > 0 for limit in limits)
+        return True
 
     def extend(self, drafted: dict[int, int]) -> Tensor:
         """Feed one drafted token of some rows; `[B, V]` logits after them, of no meaning for the other rows."""
@@ -101,7 +107,7 @@ class Follower:
                 same += 1
             self._fed[row] += same
             text += tokens
-            if tokens:  # the newest token is fed when its logits are wanted
+            if tokens and self._read:  # the newest token is fed when its logits are wanted
                 self._fed[row] = min(self._fed[row], len(text) - 1)
         self._crop(drafted)
 
@@ -119,7 +125,7 @@ class Follower:
             if count:
                 del self.texts[row][-count:]
                 self._fed[row] = min(self._fed[row], len(self.texts[row]) - 1)
-        self._crop(True)
+        self._crop(force=True)
 
     def _feed(self, tokens: dict[int, list[int]]) -> Tensor:
         """Run and cache tokens of some rows; `[B, V]` logits after each row's last."""
@@ -134,7 +140,7 @@ class Follower:
         return logits[torch.arange(len(rows), device=device), widths - 1]
 
     def _crop(self, force: bool = False) -> None:
-        if force or any(self._drafted):
+        if self._read and (force or any(self._drafted)):
             self._drafted = [[] for _ in self.texts]
             self.model.crop(torch.tensor(self._fed))
 

@@ -183,7 +183,7 @@ class _Run:
     def _bounded(self, draft: Draft, limit: int) -> Draft:
         tree = draft.tree
         if tree is None:
-            return draft.first(limit)
+            return draft.first(limit if self._depth is None else min(limit, self._depth))
         inside = torch.arange(len(tree), device=tree.ids.device) <= limit
         if self._depth is not None:
             inside &= tree.depth <= self._depth

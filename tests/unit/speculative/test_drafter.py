@@ -97,6 +97,21 @@ def test_finished_rows_are_left_alone(small):
     assert drafter.propose([2, 0, 0])[0].ids.tolist() == small.greedy(text, 2)
 
 
+def test_nothing_is_read_before_a_draft_is_wanted(small):
+    drafter = ModelDrafter(small)
+    drafter.reset(PROMPTS)
+    drafter.observe(emit([1, 2], [3], []))
+    drafter.rollback([1, 0, 0])
+    assert drafter.nbytes() == small.steps == 0
+    drafts = drafter.propose([2, 0, 2])
+    assert [cache.shape[3] for cache in small.caches] == [7, 2, 4]  # the text, and one drafted token
+    assert drafts[0].ids.tolist() == small.greedy(torch.tensor([3, 1, 4, 1, 5, 1]), 2)
+    drafter.observe(emit([7], [8], [9]))
+    assert drafter.propose([0, 2, 0])[1].ids.tolist() == small.greedy(torch.tensor([9, 3, 8]), 2)
+    drafter.reset(PROMPTS)
+    assert drafter.propose([1, 1, 1])[2].ids.tolist() == small.greedy(PROMPTS[2], 1)
+
+
 def test_q_is_the_distribution_that_was_drawn_from(small):
     sampler = Sampler(0.8, top_k=5, generator=torch.Generator().manual_seed(0))
     drafter = ModelDrafter(small)
