@@ -11,6 +11,7 @@ from remnant.cli._output import Json, print_json
 from remnant.cli.bench import bench
 from remnant.cli.demo import demo
 from remnant.cli.fastdraft import fastdraft
+from remnant.cli.kinetics import kinetics
 from remnant.cli.memory import memory
 from remnant.cli.plan import plan
 from remnant.cli.plan_draft import plan_draft
@@ -47,6 +48,7 @@ app.command()(systems)
 app.command()(plugins)
 app.command()(plan)
 app.command(name="plan-draft")(plan_draft)
+app.command()(kinetics)
 app.command()(route)
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})(bench)
 app.command(name="train-gates")(train_gates)
