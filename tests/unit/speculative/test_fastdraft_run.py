@@ -64,6 +64,7 @@ def without_times(card: dict[str, Any]) -> dict[str, Any]:
     return kept
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_again_and_again_has_the_same_result(
     settings: Settings, whole: tuple[Path, dict[str, Any]], tmp_path: Path
 ):

@@ -26,6 +26,7 @@ def test_an_eighth_of_the_target_with_its_vocabulary_and_all_of_its_weights():
     assert record["target_sha256"]
 
 
+@pytest.mark.slow
 def test_it_saves_passes_in_every_domain():
     """Fresh prompts of every kind, greedy: more than one and a half tokens per pass of the target."""
     target, tokenizer = load()
