@@ -36,7 +36,7 @@ class Source:
             get_drafter(drafter, **options)
         elif not self.model and not isinstance(drafter, Drafter):
             raise ConfigError(
-                f"a {type(drafter).__name__} as drafter",
+                f"drafter of type {type(drafter).__name__}",
                 accepted="a drafter's name, a causal language model, a Drafter",
             )
         elif options:
