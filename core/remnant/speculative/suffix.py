@@ -26,7 +26,7 @@ from remnant.speculative.turns import common_prefix
 
 __all__ = ["MatchOptions", "SuffixIndex"]
 
-_PENDING: Final = 8
+_PENDING: Final = 16
 """Tokens that a match may foretell before they are indexed: together they cost less; too many make one call slow."""
 _NO_MATCH: Final = (-1, 0, 0)
 _NOTHING: Final = 1e-9
@@ -82,9 +82,13 @@ class SuffixIndex:
         Raises:
             ConfigError: see the class; nothing is appended then.
         """
-        history = self._tokens
+        history, new = self._tokens, pack(tokens)
+        ahead = self._source + len(history) - self._at
+        if self._source >= 0 and len(new) > 2 and history[ahead : ahead + len(new) - 1] == new[:-1]:
+            history.extend(new[:-1])  # all as foretold but for the last, perhaps: what a host that drafts hands over
+            del new[:-1]
         n = len(history)
-        for token in pack(tokens):
+        for token in new:
             history.append(token)
             n += 1
             if self._source < 0 or history[self._source + n - 1 - self._at] != token:
@@ -121,6 +125,8 @@ class SuffixIndex:
 
     def truncate(self, n: int) -> None:
         """Take tokens back, down to the first n.
+
+        It costs what they cost; the rest is indexed anew only where the window had moved, or the prompt is cut into.
 
         Raises:
             ConfigError: n is negative or beyond the end.
@@ -174,13 +180,8 @@ class SuffixIndex:
             `tokens` and `indexed` positions held; `searches`, `probes` (occurrences looked at in them), and positions
             `linked` (indexed, those indexed again when the window moved included).
         """
-        return {
-            "tokens": len(self._tokens),
-            "indexed": self._indexed - self._base,
-            "searches": self._searches,
-            "probes": self._probes,
-            "linked": self._linked,
-        }
+        done = {"searches": self._searches, "probes": self._probes, "linked": self._linked}
+        return {"tokens": len(self._tokens), "indexed": self._indexed - self._base, **done}
 
     def _reset(self, prompt: array[int]) -> None:
         self._tokens = prompt
