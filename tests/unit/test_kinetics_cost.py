@@ -1,41 +1,28 @@
-"""The cost model against loops over tokens, its laws, coverage, and what a budget buys."""
+"""The cost model against loops over tokens, its laws, and coverage."""
 
 from __future__ import annotations
 
 import itertools
-import json
 import math
-from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from remnant.errors import ConfigError, UnsupportedPolicy
+from remnant.errors import ConfigError
 from remnant.kinetics import (
     Block,
     Dense,
     Evict,
     Group,
-    Option,
     Purse,
     Shape,
     TopK,
-    afford,
-    best,
     coverage,
-    efficient,
     eflops,
-    exchange,
-    frontier,
     held_bytes,
-    longest,
-    measured,
-    most_trials,
     parse_reading,
-    read_measurements,
-    read_shape,
     read_tokens,
 )
 
@@ -49,17 +36,6 @@ READINGS = st.one_of(
     st.builds(Evict, st.integers(1, 400)),
     st.builds(Block, st.integers(33, 400), st.sampled_from((4, 16)), st.integers(0, 32), st.sampled_from((1, 2))),
 )
-CONFIG: dict[str, Any] = {
-    "model_type": "llama",
-    "hidden_size": 64,
-    "intermediate_size": 128,
-    "num_attention_heads": 8,
-    "num_key_value_heads": 2,
-    "num_hidden_layers": 3,
-    "vocab_size": 100,
-    "max_position_embeddings": 4096,
-    "torch_dtype": "bfloat16",
-}
 
 
 def looped(x: int, y: int, limit: int | None) -> int:
@@ -70,13 +46,6 @@ def looped(x: int, y: int, limit: int | None) -> int:
 def own_tokens(x: int, y: int, limit: int | None) -> float:
     """Half a token of every step at which the text still grows: what the integral leaves out of the sum."""
     return (y if limit is None else min(y, max(0, limit - x))) / 2
-
-
-def written(folder: Path, **changes: Any) -> str:
-    folder.mkdir(exist_ok=True)
-    config = {key: value for key, value in (CONFIG | changes).items() if value is not None}
-    (folder / "config.json").write_text(json.dumps(config))
-    return str(folder)
 
 
 @given(st.integers(0, 80), st.integers(1, 80), st.none() | st.integers(1, 200))
@@ -240,130 +209,3 @@ def test_ways_of_reading_are_told_as_typed(text: str):
 def test_coverage_is_the_share_of_subsets_with_a_right_sample(n: int, c: int, k: int):
     subsets = list(itertools.combinations([True] * c + [False] * (n - c), k))
     assert coverage(n, c, k) == pytest.approx(sum(map(any, subsets)) / len(subsets))
-
-
-@pytest.mark.parametrize("policy", [Dense(), Block(64, 16, 16), Evict(64)])
-def test_what_is_bought_is_the_most(policy: Any):
-    purse = Purse(5e9, 40)
-    n = most_trials(purse, SHAPE, policy, 70)
-    assert n > 1
-    assert purse.pays(SHAPE, 70, n, policy)
-    assert not purse.pays(SHAPE, 70, n + 1, policy)
-    y, limit = longest(purse, SHAPE, policy, 3)
-    assert limit == "budget"
-    assert purse.pays(SHAPE, y, 3, policy)
-    assert not purse.pays(SHAPE, y + 1, 3, policy)
-    short = Shape("m", 1000, SHAPE.groups, positions=100)
-    assert longest(purse, short, policy, 3) == (60, "positions")
-    assert most_trials(Purse(1, 40), SHAPE, policy, 70) == 0
-    assert longest(Purse(1, 40), SHAPE, policy, 3)[0] == 0
-
-
-def test_options_and_those_that_nothing_beats():
-    small = Shape("s", 1000, SHAPE.groups, positions=2000)
-    by_length, by_trials = afford(Purse(5e9, 40), [small], [Dense(), TopK(16)], [100, 1961], [1, 8])
-    assert {(one.policy, one.y) for one in by_length} == {("dense", 100), ("topk:16", 100)}
-    assert exchange(by_length, [100, 9])[100] == [one for one in by_length if one.policy == "dense"]
-    assert exchange(by_length, [100, 9])[9] == []
-    assert [one.policy for one in exchange(by_length[1:], [100])[100]] == ["topk:16"]
-    options = [*by_length, *by_trials]
-    kept = [one for one, ahead in zip(options, frontier(options), strict=True) if ahead]
-    assert kept
-    for one in options:
-        beaten = any(b.y >= one.y and b.N >= one.N and (b.y, b.N) != (one.y, one.N) for b in options)
-        assert (one in kept) != beaten
-
-
-def test_the_best_of_what_was_measured():
-    def made(N: int, accuracy: float | None) -> Option:
-        cost = eflops(SHAPE, 10, 100, N, Dense())
-        return Option("m", "dense", 100, N, cost, 0.0, "measured", accuracy)
-
-    options = [made(1, 0.2), made(2, 0.5), made(3, 0.5), made(4, 0.9), made(1, None)]
-    assert best(options, options[2].cost.eflops) is options[1]
-    assert best(options, 1.0) is None
-    assert efficient(options[:4]) == [True, True, False, True]
-
-
-def test_measurements_are_read_and_priced(tmp_path: Path):
-    table = tmp_path / "counts.csv"
-    rows = ["m,dense,100,1,4,1", "m,dense,100,2,6,3", "other,dense,100,1,4,4"]
-    table.write_text("\n".join(["model,policy,y,problem,n,c", *rows]))
-    read = read_measurements(table)
-    assert read[0].most == 4
-    assert read[0].at(2) == pytest.approx((coverage(4, 1, 2) + coverage(6, 3, 2)) / 2)
-    found = measured(Purse(1e12, 10), [SHAPE], read, [1, 2, 64])
-    assert [one.N for one in found] == [1, 2, 4]  # 64 is beyond the samples; 4 is all of them
-    assert [one.accuracy for one in found] == [read[0].at(N) for N in (1, 2, 4)]
-    given = tmp_path / "given.json"
-    given.write_text(json.dumps([{"model": "m", "policy": "topk:8", "y": 50, "N": 3, "accuracy": 0.25}]))
-    (one,) = measured(Purse(1, 10), [SHAPE], read_measurements(given), [1])
-    assert (one.policy, one.y, one.N, one.accuracy) == ("topk:8", 50, 3, 0.25)
-    assert one.cost == eflops(SHAPE, 10, 50, 3, TopK(8))
-
-
-@pytest.mark.parametrize(
-    "text",
-    [
-        "",
-        "model,policy,y,N\nm,dense,1,1",
-        "model,policy,y,N,accuracy\nm,dense,1,1,1.5",
-        "model,policy,y,N,accuracy\nm,dense,1,1,nan",
-        "model,policy,y,N,accuracy\nm,dense,0,1,0.5",
-        "model,policy,y,N,accuracy\nm,dense,1,1,0.5\nm,dense,1,1,0.6",
-        "model,policy,y,N,accuracy\nm,best,1,1,0.5",
-        "model,policy,y,N,accuracy\nm,dense,1,1,0.5,7",
-        "model,policy,y,n,c\nm,dense,1,4,5",
-        "model,policy,y,n,c,problem\nm,dense,1,4,1,p\nm,dense,1,4,1,p",
-    ],
-)
-def test_tables_with_faults_are_refused(tmp_path: Path, text: str):
-    path = tmp_path / "table.csv"
-    path.write_text(text)
-    with pytest.raises(ConfigError):
-        read_measurements(path)
-    (tmp_path / "table.json").write_text('{"rows": 1}')
-    with pytest.raises(ConfigError, match="no rows"):
-        read_measurements(tmp_path / "table.json")
-
-
-def test_a_configuration_is_read(tmp_path: Path):
-    shape = read_shape(written(tmp_path), name="tiny")
-    assert shape.groups == (Group(3, 8, 2, 8, 8),)
-    layer = 64 * 64 * 2 + 64 * 16 * 2 + 3 * 64 * 128 + 2 * 64
-    assert shape.parameters == 2 * 100 * 64 + 3 * layer + 64
-    assert (shape.name, shape.source, shape.element, shape.weights) == ("tiny", "estimate", 2, 2 * shape.parameters)
-    assert read_shape(str(tmp_path), kv_bytes=1).kv_per_token == shape.kv_per_token / 2
-    assert read_shape(str(tmp_path), parameters=7).parameters == 7
-    assert read_shape(str(tmp_path), dtype="float32").parameters == shape.parameters
-
-
-def test_windows_and_experts_are_read(tmp_path: Path):
-    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
-    shape = read_shape(written(tmp_path, layer_types=kinds, sliding_window=32))
-    assert set(shape.groups) == {Group(2, 8, 2, 8, 8, 32), Group(1, 8, 2, 8, 8)}
-    plain = read_shape(written(tmp_path)).parameters
-    mixed = {"num_local_experts": 8, "num_experts_per_tok": 1}
-    shape = read_shape(written(tmp_path, **mixed))
-    assert shape.parameters == plain + 3 * 64 * 8  # one expert, and the routers
-    assert shape.weights == 2 * (shape.parameters + 3 * 7 * 3 * 64 * 128)
-    for lacking in ({"num_experts_per_tok": None}, {"num_experts_per_tok": 9}, {"first_k_dense_replace": 1}):
-        with pytest.raises(ConfigError, match="--parameters"):
-            read_shape(written(tmp_path, **(mixed | lacking)))
-    assert read_shape(written(tmp_path, **mixed, first_k_dense_replace=1), parameters=9).parameters == 9
-
-
-@pytest.mark.parametrize("key", ["torch_dtype", "intermediate_size", "num_attention_heads", "vocab_size"])
-def test_nothing_that_is_missing_is_guessed(tmp_path: Path, key: str):
-    with pytest.raises(ConfigError):
-        read_shape(written(tmp_path, **{key: None, "model_type": "unheard-of"}))
-
-
-def test_layers_of_other_kinds_are_refused(tmp_path: Path):
-    for changes in (
-        {"layer_types": ["linear_attention", "full_attention", "full_attention"]},
-        {"layer_types": ["chunked_attention"] * 3, "attention_chunk_size": 8},
-        {"kv_lora_rank": 8},
-    ):
-        with pytest.raises(UnsupportedPolicy):
-            read_shape(written(tmp_path, **changes))
