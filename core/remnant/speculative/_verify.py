@@ -32,6 +32,8 @@ __all__ = ["Verdict", "Verifier"]
 Tilt = Callable[[Tensor, Tensor], Tensor]
 """Logits of the target `[B, T, V]` and of the drafter, to the logits that are sampled from."""
 
+_NONE = torch.zeros(0, dtype=torch.int64)
+
 
 class Verdict(NamedTuple):
     """What became of one row's draft.
@@ -70,15 +72,27 @@ class Verifier:
 
     def first(self, logits: Tensor, drafts: list[Draft] | None) -> list[int]:
         """The token after each prompt, from `[B, V]` logits; drafts carry the drafter's logits for a tilt."""
-        z = logits
+        rows, z = list(range(len(self.text))), logits
         if drafts is not None and self.tilt is not None:
-            zq, none = _logits(drafts, 1, logits), torch.zeros(len(self.text), dtype=torch.int64)
-            if getattr(self.tilt, "tilted_bonus", True):
-                z = self.tilt(logits.unsqueeze(1), zq).squeeze(1)
-            self._record(list(range(len(self.text))), logits.unsqueeze(1), zq, none, none, True)
-        empty = [torch.zeros(0, dtype=torch.int64)] * len(self.text)
-        p = self.sampler.probs(self._histories(list(range(len(self.text))), empty), z)
-        return ints(draw(p, uniforms((len(self.text),), p, self.sampler.generator)))
+            zq, none = _logits(drafts, 1, logits), torch.zeros(len(rows), dtype=torch.int64)
+            if not getattr(self.tilt, "tilted_bonus", True):
+                return self._drafted_first(rows, logits.unsqueeze(1), zq, drafts)
+            z = self.tilt(logits.unsqueeze(1), zq).squeeze(1)
+            self._record(rows, logits.unsqueeze(1), zq, none, none, True)
+        p = self.sampler.probs(self._histories(rows, [_NONE] * len(rows)), z)
+        return ints(draw(p, uniforms((len(rows),), p, self.sampler.generator)))
+
+    def _drafted_first(self, rows: list[int], z: Tensor, zq: Tensor, drafts: list[Draft]) -> list[int]:
+        """The first token where a tilt leaves bonus tokens alone: drafted and checked like every later one."""
+        ids, lengths = _pad([draft.ids.to(z.device) for draft in drafts], self.text.last(rows))
+        columns = ids.shape[1] + 1
+        histories = [view for view in self._histories(rows, [_NONE] * len(rows)) for _ in range(columns)]
+        real = torch.ones(len(rows), columns, dtype=torch.bool, device=z.device)
+        wide = (z.expand(-1, columns, -1), zq.expand(-1, columns, -1))
+        done = self._tilted(*wide, drafts, ids, lengths, histories, real)
+        self._record(rows, z, zq, torch.zeros_like(lengths), lengths, True)
+        taken, heads = ints(done.n), ints(done.next)
+        return [int(ids[row, 0]) if taken[row] else heads[row] for row in rows]
 
     def chains(self, rows: list[int], drafts: list[Draft]) -> list[Verdict]:
         """Check one chain per row, all rows at once."""

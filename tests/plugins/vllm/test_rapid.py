@@ -56,6 +56,19 @@ def options(model: Path, **more: Any) -> dict[str, Any]:
     return {"remnant": {"rapid": {"model": str(model), "tail": 16, "chunk": 16, "k": 4, "confidence": 0.0, **more}}}
 
 
+def watched(running: Any) -> list[Any]:
+    """The short prompts that the drafter will make, as they are made."""
+    drafter, made = running.runner.drafter, []
+    shorten = drafter._shorten
+
+    def watching(ids: Any) -> Any:
+        made.append(shorten(ids))
+        return made[-1]
+
+    drafter._shorten = watching
+    return made
+
+
 def counts(running: Any) -> tuple[int, int]:
     """Drafted and accepted tokens so far."""
     got = {metric.name: getattr(metric, "value", 0) for metric in running.llm.get_metrics()}
@@ -150,7 +163,7 @@ def test_what_stands_in_the_passages_is_accepted(engine: Any, testbed: Path) -> 
     assert 256 < len(text.tokens) < 400, "it read the passages and the answer, not the prompt"
 
 
-def test_passages_are_found_in_the_text(engine: Any, testbed: Path) -> None:
+def test_passages_are_found_in_the_text(engine: Any, testbed: Path, in_hf: Callable[..., list[int]]) -> None:
     """With a tokenizer, by words, for the question behind the last marker."""
     from remnant.testbed import make_examples
 
@@ -160,12 +173,11 @@ def test_passages_are_found_in_the_text(engine: Any, testbed: Path) -> None:
     answer = [token for _, token in example.answers]
     shorter = options(testbed, chunk=32, k=4, marker="<ok>")
     running = engine(testbed, skip_tokenizer_init=False, speculative_config=spec(), additional_config=shorter)
-    assert running.run(given, 3) == [answer]
-    drafter = running.runner.drafter
-    text = next(iter(drafter.histories)).index
-    assert set(answer) <= set(text.tokens[:-3]), "the passage with the key was found"
-    assert len(text.tokens) < 300
-    assert counts(running)[1] > 0
+    read = watched(running)
+    assert running.run(given, 4) == [in_hf(testbed, given[0], 4)]
+    assert set(answer) <= set(read[0].ids.tolist()), "the passage with the key was found"
+    assert len(read[0].ids) < 250
+    assert counts(running)[0] > 0
 
 
 def test_rows_that_leave_and_return(

@@ -162,7 +162,7 @@ def test_a_tilt_gives_exactly_the_tilted_distribution(tables, markov, chi_square
 
 
 def test_a_tilt_may_bring_its_own_residual(tables, markov, chi_square):
-    """The released rule of RAPID: corrections from max(p - q, p - p~), first token and bonus from p."""
+    """The released rule of RAPID: corrections from max(p - q, p - p~), the first token drafted too, bonus from p."""
     z, zq = tables
 
     class Released:
@@ -184,8 +184,8 @@ def test_a_tilt_may_bring_its_own_residual(tables, markov, chi_square):
     ids = torch.stack(out.ids)
     accepted = torch.minimum(tilted, q)
     rest = Released().residual(p, q, tilted)
-    second = accepted + (1 - accepted.sum(-1, keepdim=True)) * rest
-    want = ROWS * (p[0].unsqueeze(1) * second).flatten()
+    drafted = accepted + (1 - accepted.sum(-1, keepdim=True)) * rest
+    want = ROWS * (drafted[0].unsqueeze(1) * drafted).flatten()
     assert chi_square(torch.bincount(ids[:, 0] * V + ids[:, 1], minlength=V * V), want) < 4
 
 
