@@ -182,43 +182,56 @@ def _facts(arguments: list[str]) -> dict[str, Any]:
 
 
 def draw(rows: list[dict[str, Any]], out: Path) -> None:
-    """Acceptance of the arms by seed, of the losses, and of the shipped draft by domain."""
+    """A panel for each part that was measured."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 4.2), layout="constrained")
-    arms, modes = ("pretrained", "corpus", "target"), ("greedy", "T=0.6")
-    for i, mode in enumerate(modes):
-        for j, arm in enumerate(arms):
-            found = [r[mode]["all"]["acceptance"] for r in _part(rows, "claim") if r["arm"] == arm]
-            if found:
+    panels = [panel for panel in (_claim_panel(rows), _losses_panel(rows), _shipped_panel(rows)) if panel[1]]
+    figure, grid = plt.subplots(1, len(panels), figsize=(5 * len(panels) + 1, 4.2), squeeze=False, layout="constrained")
+    for axes, (title, bars) in zip(grid.flat, panels, strict=True):
+        for i, mode in enumerate(MODES):
+            for j, (_, values) in enumerate(bars):
                 x = j + (i - 0.5) * 0.36
-                left.bar(x, sum(found) / len(found), 0.34, color=f"C{i}", label=mode if j == 0 else None)
-                left.plot([x] * len(found), found, "k.", markersize=4)
-    left.set_xticks(range(3), ["corpus only", "more corpus", "target's text"])
-    left.set_title("The claim: accepted / drafted (dots: seeds)")
-    base = [r for r in _part(rows, "claim") if r["arm"] == "target" and r["seed"] == 0]
-    losses = [("ce", r) for r in base[-1:]] + [(_name(r), r) for r in _part(rows, "losses")]
-    for i, mode in enumerate(modes):
-        middle.bar([j + (i - 0.5) * 0.36 for j in range(len(losses))],
-                   [r[mode]["all"]["acceptance"] for _, r in losses], 0.34, color=f"C{i}")  # fmt: skip
-    middle.set_xticks(range(len(losses)), [name for name, _ in losses], rotation=30, ha="right")
-    middle.set_title("Losses of the alignment, one seed, equal steps")
-    for row in _part(rows, "shipped")[-1:]:
-        domains = list(row["greedy"])
-        for i, mode in enumerate(modes):
-            right.bar([j + (i - 0.5) * 0.36 for j in range(len(domains))],
-                      [row[mode][d]["block_efficiency"] for d in domains], 0.34, color=f"C{i}")  # fmt: skip
-        right.set_xticks(range(len(domains)), domains, rotation=30, ha="right")
-        right.axhline(1, color="black", linewidth=0.8, linestyle=":")
-    right.set_title(f"The shipped draft: tokens per pass of the target, {GAMMA} drafted")
-    left.legend()
-    for axes in (left, middle, right):
+                found = values[mode]
+                axes.bar(x, sum(found) / len(found), 0.34, color=f"C{i}", label=mode if j == 0 else None)
+                if len(found) > 1:
+                    axes.plot([x] * len(found), found, "k.", markersize=4)
+        axes.set_xticks(range(len(bars)), [name for name, _ in bars], rotation=20 if len(bars) > 3 else 0)
+        axes.set_title(title, fontsize=10)
         axes.grid(axis="y", alpha=0.3)
+    grid.flat[0].legend()
     figure.savefig(out, dpi=110)
     plt.close(figure)
+
+
+Bars = list[tuple[str, dict[str, list[float]]]]
+MODES = ("greedy", "T=0.6")
+
+
+def _claim_panel(rows: list[dict[str, Any]]) -> tuple[str, Bars]:
+    names = {"pretrained": "corpus only", "corpus": "more corpus", "target": "target's text"}
+    found = {arm: [r for r in _part(rows, "claim") if r["arm"] == arm] for arm in names}
+    bars = [(names[arm], _accepted(of)) for arm, of in found.items() if of]
+    return "The claim: accepted / drafted tokens (dots: seeds)", bars
+
+
+def _losses_panel(rows: list[dict[str, Any]]) -> tuple[str, Bars]:
+    found = [(_name(row), _accepted([row])) for row in _part(rows, "losses")]
+    base = [r for r in _part(rows, "claim") if r["arm"] == "target" and r["seed"] == 0]
+    return "Losses of the alignment, one seed", [("ce", _accepted(base)), *found] if found and base else found
+
+
+def _shipped_panel(rows: list[dict[str, Any]]) -> tuple[str, Bars]:
+    last = _part(rows, "shipped")[-1:]
+    domains = list(last[0]["greedy"]) if last else []
+    bars = [(d, {mode: [last[0][mode][d]["block_efficiency"]] for mode in MODES}) for d in domains]
+    return f"The shipped draft: tokens per pass, {GAMMA} drafted", bars
+
+
+def _accepted(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
+    return {mode: [row[mode]["all"]["acceptance"] for row in rows] for mode in MODES}
 
 
 def _name(row: dict[str, Any]) -> str:
