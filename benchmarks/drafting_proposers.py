@@ -74,6 +74,10 @@ class _CoreAlways(_Core):
     options = MatchOptions(min_share=0)
 
 
+class _CoreThree(_Core):
+    options = MatchOptions(min_match=3, min_share=0)
+
+
 class _Drafter(_Base):
     """The drafter through its torch interface, with a store that lasts for the whole run or without."""
 
@@ -161,14 +165,16 @@ def _ngram(least: int, longest: int) -> Callable[[int, int, int], Proposer]:
 
 PROPOSERS: dict[str, Callable[[int, int, int], Proposer]] = {
     "lookup": _Core,
-    "lookup min_share=0": _CoreAlways,
+    "lookup 2, always": _CoreAlways,
+    "lookup 3, always": _CoreThree,
     "lookup in vllm": _Plugin,
     "lookup drafter": _Drafter,
     "lookup with store": _stored,
     **{f"vllm ngram {least}-{longest}": _ngram(least, longest) for least, longest in NGRAMS},
     "hf prompt lookup": _Transformers,
 }
-"""Made with the draft length, the rows of a batch, and the most tokens of a text."""
+"""Made with the draft length, the rows of a batch, and the most tokens of a text. The number is the least match, and
+`always` drafts at every match, as ngram does: 2 is to be compared with 2-4, and 3 with 3-5."""
 
 SINGLE = ("lookup drafter", "lookup with store", "hf prompt lookup")
 """Measured with one row at a time only: the store fills between requests, and transformers knows no batches here."""
