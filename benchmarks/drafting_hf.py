@@ -64,12 +64,14 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--new", type=int, default=64, help="tokens per answer")
     parser.add_argument("--draft", type=int, default=4, help="tokens per draft")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--drafter", help="checkpoint of a drafter; default the target's own first two layers")
+    parser.add_argument(
+        "--drafter", help="checkpoint of a drafter, as of `remnant fastdraft`; left out, no model drafts"
+    )
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     target = load()[0].eval()
-    drafter = _first_layers(target, 2) if options.drafter is None else _checkpoint(options.drafter)
+    drafter = None if options.drafter is None else _checkpoint(options.drafter)
     providers = _providers(target, drafter, options.draft)
     given = {kind: texts for kind, texts in workloads(options.count, options.seed).items() if kind in KINDS}
     runs: dict[tuple[str, str], list[Run]] = {(kind, name): [] for kind in KINDS for name in providers}
@@ -88,39 +90,36 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _first_layers(target: Any, layers: int) -> Any:
-    config = type(target.config)(**{**target.config.to_dict(), "num_hidden_layers": layers})
-    drafter = type(target)(config).eval()
-    drafter.load_state_dict(target.state_dict(), strict=False)
-    drafter.tie_weights()
-    return drafter
-
-
 def _checkpoint(folder: str) -> Any:
-    return transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32").eval()
 
 
 def _providers(target: Any, drafter: Any, draft: int) -> dict[str, Callable[[], dict[str, Any]]]:
     """Arguments of `generate` by name; a baseline comes before those that are compared with it."""
-    assistant = drafter.generation_config
-    assistant.num_assistant_tokens, assistant.num_assistant_tokens_schedule = draft, "constant"
-    assistant.assistant_confidence_threshold = 0.0
 
     def compressed() -> RemnantCache:
         return RemnantCache(target.config, "snapkv", budget=BUDGET)
 
-    return {
+    made: dict[str, Callable[[], dict[str, Any]]] = {
         "none": dict,
         "transformers prompt lookup": lambda: {"prompt_lookup_num_tokens": draft},
-        "transformers assistant": lambda: {"assistant_model": drafter},
         "remnant lookup": lambda: {"custom_generate": speculate("lookup", draft)},
-        "remnant model": lambda: {"custom_generate": speculate(drafter, draft)},
         "snapkv none": lambda: {"past_key_values": compressed()},
         "snapkv remnant lookup": lambda: {
             "past_key_values": compressed(),
             "custom_generate": speculate("lookup", draft),
         },
     }
+    if drafter is None:
+        return made
+    own = drafter.generation_config
+    own.num_assistant_tokens, own.num_assistant_tokens_schedule = draft, "constant"
+    own.assistant_confidence_threshold = 0.0
+    models: dict[str, Callable[[], dict[str, Any]]] = {
+        "transformers assistant": lambda: {"assistant_model": drafter},
+        "remnant model": lambda: {"custom_generate": speculate(drafter, draft)},
+    }
+    return {**made, **models}
 
 
 def _measure(target: Any, provider: Callable[[], dict[str, Any]], texts: list[Any], new: int) -> Run:
@@ -184,10 +183,11 @@ def _facts(options: argparse.Namespace, target: Any, drafter: Any, argv: list[st
         "num_draft": options.draft,
         "rounds": options.rounds,
         "budget": BUDGET,
-        "drafter": "the target's first two layers" if options.drafter is None else Path(options.drafter).name,
-        "drafter_parameters": sum(p.numel() for p in drafter.parameters()),
+        "drafter": None if drafter is None else Path(options.drafter).name,
+        "drafter_parameters": 0 if drafter is None else sum(p.numel() for p in drafter.parameters()),
         "target_parameters": sum(p.numel() for p in target.parameters()),
-        "command": " ".join(["python benchmarks/drafting_hf.py", *argv]),
+        # Folders of this machine say nothing elsewhere.
+        "command": " ".join(["python benchmarks/drafting_hf.py", *(Path(word).name for word in argv)]),
         "git_sha": sha.stdout.strip(),
         "device": f"cpu ({platform.machine()}), one thread, processor time, shared machine",
         "load": round(os.getloadavg()[0], 1),
