@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> int:
         for length in args.length or LENGTHS:
             cases = _cases(model, length, args.n)
             for k in CHUNKS:
-                _append(args.out, _measure(model, tokenizer, cases, length, k, facts), args.json)
+                _append(args.out, _measure(model, tokenizer, cases, length, k, facts, args.mode), args.json)
     draw(_newest(args.out), args.out.with_suffix(".png"))
     return 0
 
@@ -86,6 +86,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="drafting_rapid.py", description=__doc__)
     parser.add_argument("--n", type=int, default=32, help="questions per length")
     parser.add_argument("--length", type=int, action="append", help="only this length; may be repeated")
+    parser.add_argument("--mode", action="append", help="only this mode, alone and drafter left out; may be repeated")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the rows")
     parser.add_argument("--draw-only", action="store_true", help="draw what was measured")
@@ -110,14 +111,20 @@ def _cases(model: Any, length: int, n: int) -> list[Case]:
     return cases
 
 
-def _measure(model: Any, tokenizer: Any, cases: list[Case], length: int, k: int, facts: dict[str, Any]) -> list[Any]:
+def _measure(
+    model: Any, tokenizer: Any, cases: list[Case], length: int, k: int, facts: dict[str, Any], modes: list[str] | None
+) -> list[Any]:
     context = RagContext(tokenizer, tail=TAIL, chunk=64, k=k)
     head = {"benchmark": "drafting_rapid", "task": "passkey-late", "length": length, "n": len(cases), "chunks": k,
             "chunk_tokens": 64, "num_draft": NUM_DRAFT}  # fmt: skip
-    alone = _plain(model, cases, lambda case: case.prompt, True)
-    drafter = _plain(model, cases, lambda case: context(case.prompt).ids, False)
-    rows = [_row(head, facts, "alone", {}, alone), _row(head, facts, "drafter", {}, drafter)]
+    rows: list[Any] = []
+    if not modes:
+        alone = _plain(model, cases, lambda case: case.prompt, True)
+        drafter = _plain(model, cases, lambda case: context(case.prompt).ids, False)
+        rows = [_row(head, facts, "alone", {}, alone), _row(head, facts, "drafter", {}, drafter)]
     for mode, options in TILTS:
+        if modes and mode not in modes:
+            continue
         tilt = Tilt(mode, **options, audit=Audit())  # pyright: ignore[reportArgumentType]
         rows.append(_row(head, facts, mode, options, _tilted(model, cases, context, tilt)))
     return rows
