@@ -39,6 +39,12 @@ BENCHMARKS = (
         "what memory costs a LangChain agent per step",
         ("tests/plugins/langchain/test_middleware_prompt.py",),
     ),
+    Benchmark("kernels", "every kernel against the roofline and torch", ("tests/kernels/test_dispatch.py",)),
+    Benchmark(
+        "drafting_plan",
+        "predicted and counted bytes of drafting, and speed against budget",
+        ("tests/unit/speculative/test_planner.py",),
+    ),
     Benchmark("plot_quality", "draw results/quality.jsonl"),
     Benchmark("claims", "what should hold, and whether it does"),
 )

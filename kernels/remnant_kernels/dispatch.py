@@ -17,7 +17,7 @@ import torch
 from remnant.errors import ConfigError, MissingExtra, unknown
 from remnant_kernels.op import Op, Provider, get_op
 
-__all__ = ["FORCE", "INTERPRET", "chosen", "forget", "run"]
+__all__ = ["FORCE", "INTERPRET", "chosen", "forget", "run", "wanted"]
 
 FORCE, INTERPRET = "REMNANT_KERNELS", "TRITON_INTERPRET"
 PROVIDERS = ("naive", "fast", "triton")
@@ -37,6 +37,15 @@ def chosen(name: str, device: str | torch.device = "cpu") -> str:
         MissingExtra: Triton was forced and is not installed.
     """
     return _choice(name, torch.device(device).type)[0]
+
+
+def wanted(name: str, like: torch.Tensor) -> bool:
+    """Whether a kernel runs an operation on the device of a tensor; callers with a way of their own ask before.
+
+    False for numbers that kernels do not take, such as float64.
+    """
+    kinds = (torch.float32, torch.float16, torch.bfloat16)
+    return like.dtype in kinds and chosen(name, like.device) == "triton"
 
 
 def forget() -> None:

@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remnant.errors import ConfigError, ShapeError
+from remnant_kernels.dispatch import wanted
+from remnant_kernels.op import get_op
 
 __all__ = ["FORMAT", "GateShape", "Gates", "RetentionGate"]
 
@@ -90,9 +92,9 @@ class Gates:
         """Check that the tensors fit one another."""
         if self.w1.dim() != 4 or not 0 < self.key_dim < self.w1.shape[-1]:
             raise ShapeError(f"w1 {list(self.w1.shape)} with key_dim {self.key_dim}", accepted="[L, H, F, Dk + Dv]")
-        for name, wanted in (("b1", self.w1.shape[:3]), ("w2", self.w1.shape[:3]), ("bias", self.w1.shape[:2])):
-            if getattr(self, name).shape != wanted:
-                raise ShapeError(f"{name} {list(getattr(self, name).shape)}", accepted=str(list(wanted)))
+        for name, shape in (("b1", self.w1.shape[:3]), ("w2", self.w1.shape[:3]), ("bias", self.w1.shape[:2])):
+            if getattr(self, name).shape != shape:
+                raise ShapeError(f"{name} {list(getattr(self, name).shape)}", accepted=str(list(shape)))
 
     @property
     def shape(self) -> GateShape:
@@ -138,6 +140,9 @@ class Gates:
         """
         here = self.to(k.device)
         weights = (here.w1[layer], here.b1[layer], here.w2[layer], here.bias[layer])
+        if wanted("retention_gate", k):
+            w1, b1, w2, bias = weights
+            return get_op("retention_gate")(k=k, v=v, w1=w1, b1=b1, w2=w2, bias=bias)
         starts = range(0, max(k.shape[2], 1), _CHUNK)
         parts = ((k[:, :, a : a + _CHUNK], v[:, :, a : a + _CHUNK]) for a in starts)
         return torch.cat([_log_beta(*weights, *part) for part in parts], -1).float()

@@ -13,6 +13,8 @@ from torch import Tensor
 
 from remnant.errors import ShapeError
 from remnant.kv.view import Keep, KVView, Merge
+from remnant_kernels.dispatch import wanted
+from remnant_kernels.op import get_op
 
 __all__ = [
     "Weights",
@@ -82,6 +84,9 @@ def nearest(
     hidden = kept < 0
     if valid is not None:
         hidden = hidden | ~valid.gather(-1, kept.clamp(min=0))
+    if wanted("nearest", k):
+        found = get_op("nearest")(k=k, src=src, kept=kept.masked_fill(hidden, -1))
+        return found.similarity, found.place
     if e <= _FEW <= kept.shape[-1] and k.dtype == torch.float32:
         return _nearest_of_few(k, src, kept, hidden)
     best = torch.full((b, h, e), float("-inf"), device=k.device)
@@ -162,10 +167,12 @@ def apply_merge(v: Tensor, keep: Keep, tile: int = _TILE) -> Tensor:
     """
     if keep.indices.shape[:2] != v.shape[:2]:
         raise ShapeError(f"plan {list(keep.indices.shape)} for values {list(v.shape)}", accepted="equal B and H")
-    out = take(v, keep.indices).masked_fill((keep.indices < 0).unsqueeze(-1), 0.0)
-    if keep.merge is None:
-        return out
     merge = keep.merge
+    if merge is not None and wanted("fold", v):
+        return get_op("fold")(v=v, kept=keep.indices, own=merge.own, src=merge.src, dst=merge.dst, weight=merge.weight)
+    out = take(v, keep.indices).masked_fill((keep.indices < 0).unsqueeze(-1), 0.0)
+    if merge is None:
+        return out
     total = out.float() * merge.own.unsqueeze(-1)
     for start in range(0, merge.src.shape[-1], tile):
         src, dst = merge.src[..., start : start + tile], merge.dst[..., start : start + tile]

@@ -13,8 +13,19 @@ from torch import Tensor
 
 from remnant.errors import ConfigError, ShapeError
 from remnant.kv.view import KVView
+from remnant_kernels.dispatch import wanted
+from remnant_kernels.op import get_op
 
-__all__ = ["Pooling", "Reduce", "attention_columns", "lengths", "naive_columns", "pool", "reduce_group"]
+__all__ = [
+    "Pooling",
+    "Reduce",
+    "attention_columns",
+    "group_columns",
+    "lengths",
+    "naive_columns",
+    "pool",
+    "reduce_group",
+]
 
 Reduce = Literal["mean", "max", "sum", "any"]
 Pooling = Literal["avg", "max", "none"]
@@ -127,6 +138,26 @@ def attention_columns(view: KVView, over: Literal["sum", "max"] = "sum", block: 
         p = _probabilities(x, view)
         out = out + p.sum(3) if over == "sum" else torch.maximum(out, p.amax(3))
     return out
+
+
+def group_columns(view: KVView, how: Reduce, over: Literal["sum", "max"] = "sum") -> Tensor:
+    """`attention_columns`, reduced to KV heads: `[B, H, S]` float32.
+
+    Where a kernel runs on this device it reads every key once for a whole group and stores no row of probabilities.
+    """
+    if _kernel_reads(view) and how != "any":
+        return get_op("window_score")(
+            q=_need_queries(view), k=view.k, hidden=None if view.valid is None else ~view.valid, sinks=view.sinks,
+            scale=view.scale, softcap=view.softcap, over=over, reduce=how,
+        )  # fmt: skip
+    return reduce_group(attention_columns(view, over), how)
+
+
+def _kernel_reads(view: KVView) -> bool:
+    """Whether slot order is all a query has to know, and a kernel is what runs here."""
+    q = view.queries
+    plain = view.ordered and view.real_queries is None and q is not None and q.shape[2] <= view.shape[2]
+    return plain and wanted("window_score", view.k)
 
 
 def naive_columns(view: KVView, over: Literal["sum", "max"] = "sum") -> Tensor:

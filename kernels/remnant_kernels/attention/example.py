@@ -70,10 +70,10 @@ def flops(kwargs: Mapping[str, Any]) -> int:
     q, k = kwargs["q"], kwargs["k"]
     whole = 4 * q.numel() * k.shape[2]
     if kwargs.get("rows") is not None:
-        rows, block = kwargs["rows"], kwargs["block"]
+        rows, block = kwargs["rows"], kwargs.get("block", 64)
         blocks = kwargs["columns"].numel() / rows.shape[0]
         return int(4 * q.shape[0] * q.shape[1] * blocks * block * block * q.shape[3])
-    if not kwargs["causal"]:
+    if not kwargs.get("causal", True):
         return whole
     sq, sk = q.shape[2], k.shape[2]
     seen = min(kwargs.get("window") or sk, sk)

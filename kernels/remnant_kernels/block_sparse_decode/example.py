@@ -52,7 +52,7 @@ def bytes_moved(kwargs: Mapping[str, Any]) -> int:
     b, h, s, d = k.shape
     sweeps = 1 if kwargs.get("mean") is not None else 2
     count = -(-s // page)
-    read = min(kwargs["pages"] + kwargs["sinks"] + kwargs["local"], count) * page
+    read = min(kwargs["pages"] + kwargs.get("sinks", 1) + kwargs.get("local", 1), count) * page
     return b * h * d * k.element_size() * (sweeps * count + 2 * read)
 
 
@@ -61,5 +61,5 @@ def flops(kwargs: Mapping[str, Any]) -> int:
     k, page = kwargs["k"], kwargs["page"]
     b, h, s, d = k.shape
     g = kwargs["q"].shape[1] // h
-    read = min(kwargs["pages"] + kwargs["sinks"] + kwargs["local"], -(-s // page)) * page
+    read = min(kwargs["pages"] + kwargs.get("sinks", 1) + kwargs.get("local", 1), -(-s // page)) * page
     return b * h * d * (2 * -(-s // page) + 4 * g * read)

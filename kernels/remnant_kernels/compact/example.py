@@ -44,7 +44,7 @@ def bytes_moved(kwargs: Mapping[str, Any]) -> int:
     keep = kwargs["keep"]
     slots = int((keep >= 0).sum())
     widths = [x.shape[3] * x.element_size() for x in (kwargs["k"], kwargs["v"])]
-    return slots * 2 * (sum(widths) + sum(x.element_size() for x in kwargs["sides"])) + keep.numel() * 8
+    return slots * 2 * (sum(widths) + sum(x.element_size() for x in kwargs.get("sides", ()))) + keep.numel() * 8
 
 
 def flops(kwargs: Mapping[str, Any]) -> int:

@@ -37,6 +37,12 @@ def example(seed: int, size: Size, device: str, dtype: torch.dtype) -> dict[str,
         kwargs["bias"] = some.normal((b, h, s), torch.float32).masked_fill(some.chance((b, h, s), 0.1), float("-inf"))
         kwargs["sinks"] = some.normal((g * h,), torch.float32) if seed % 2 else None
         kwargs["softcap"] = 20.0
+    if size == "odd" and seed % 4 in (0, 3):  # heads one after the other, with gaps between them
+        lens = kwargs["lens"]
+        room = (lens + 5).flatten()
+        begin = (room.cumsum(0) - room).view(b, h)
+        rows = int(room.sum())
+        kwargs |= {"k": some.normal((rows, d), dtype), "v": some.normal((rows, d), dtype), "begin": begin, "width": s}
     if mode == "sum":
         kwargs["acc"] = some.normal((b, h, s), torch.float32).abs()
     if mode == "stamp":
@@ -55,16 +61,21 @@ def tolerance(dtype: torch.dtype) -> tuple[float, float]:
 def bytes_moved(kwargs: Mapping[str, Any]) -> int:
     """Keys and values of the used slots once, queries and output, and the state read and written."""
     q, k, v = kwargs["q"], kwargs["k"], kwargs["v"]
-    lens = kwargs.get("lens")
-    slots = k.shape[0] * k.shape[1] * k.shape[2] if lens is None else int(lens.sum())
+    slots = _slots(kwargs)
     state = {"none": 0, "row": 4, "sum": 8, "stamp": 16}[kwargs.get("score", "none")]
-    per_slot = (k.shape[3] + v.shape[3]) * k.element_size() + state
+    per_slot = (k.shape[-1] + v.shape[-1]) * k.element_size() + state
     return slots * per_slot + 2 * q.numel() * q.element_size()
 
 
 def flops(kwargs: Mapping[str, Any]) -> int:
     """Two products per query head and used slot."""
     q, k, v = kwargs["q"], kwargs["k"], kwargs["v"]
-    lens = kwargs.get("lens")
-    slots = k.shape[0] * k.shape[1] * k.shape[2] if lens is None else int(lens.sum())
-    return 2 * slots * (q.shape[1] // k.shape[1]) * (k.shape[3] + v.shape[3])
+    begin = kwargs.get("begin")
+    group = q.shape[1] // (k.shape[1] if begin is None else begin.shape[1])
+    return 2 * _slots(kwargs) * group * (k.shape[-1] + v.shape[-1])
+
+
+def _slots(kwargs: Mapping[str, Any]) -> int:
+    """Slots in use, over all heads."""
+    k, lens = kwargs["k"], kwargs.get("lens")
+    return k.shape[0] * k.shape[1] * k.shape[2] if lens is None else int(lens.sum())

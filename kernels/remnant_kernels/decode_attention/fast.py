@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from remnant_kernels.decode_attention.naive import Decoded, Reduce, Score
+from remnant_kernels.decode_attention.naive import Decoded, Reduce, Score, unpacked
 
 __all__ = ["decode_attention", "update"]
 
@@ -26,8 +26,12 @@ def decode_attention(
     interval: Tensor | None = None,
     now: Tensor | None = None,
     threshold: Tensor | None = None,
+    begin: Tensor | None = None,
+    width: int = 0,
 ) -> Decoded:
     """See `naive_decode_attention`."""
+    if begin is not None:
+        k, v = unpacked(k, v, begin, width)
     b, hq, d = q.shape
     h, s, g = k.shape[1], k.shape[2], q.shape[1] // k.shape[1]
     x = torch.matmul(q.view(b, h, g, d), k.transpose(2, 3)).float() * (d**-0.5 if scale is None else scale)

@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-__all__ = ["Decoded", "Reduce", "Score", "naive_decode_attention"]
+__all__ = ["Decoded", "Reduce", "Score", "naive_decode_attention", "unpacked"]
 
 Score = Literal["none", "row", "sum", "stamp"]
 Reduce = Literal["mean", "max", "sum"]
@@ -47,6 +47,8 @@ def naive_decode_attention(
     interval: Tensor | None = None,
     now: Tensor | None = None,
     threshold: Tensor | None = None,
+    begin: Tensor | None = None,
+    width: int = 0,
 ) -> Decoded:
     """Attention of one new token per sequence, with the score update of a policy fused in.
 
@@ -67,12 +69,17 @@ def naive_decode_attention(
         interval: `[B, H, S]` int32, for `stamp`: the longest that a slot was ever away.
         now: `[B]` int32, for `stamp`: the clock of each sequence.
         threshold: `[B, H]` float32, for `stamp`: the least probability that counts as activity.
+        begin: `[B, H]` int64: heads of different length lie one after the other. Then `k` is `[N, D]`, `v` `[N, Dv]`,
+            the slots of a head are rows `begin` to `begin + lens`, and S is `width`.
+        width: S where `begin` is given, at least the largest of `lens`.
 
     Returns:
         See `Decoded`. Slots behind `lens` keep their state, and have 0 in a `row`.
 
     Source: scores after Zhang et al. 2023 (sum), Oren et al. 2024 (row), Zhang et al. 2025, arXiv 2506.15969 (stamp).
     """
+    if begin is not None:
+        k, v = unpacked(k, v, begin, width)
     b, hq, d = q.shape
     h, s, g = k.shape[1], k.shape[2], q.shape[1] // k.shape[1]
     factor = d**-0.5 if scale is None else scale
@@ -118,3 +125,9 @@ def naive_decode_attention(
     last.copy_(torch.where(used, new_last, last))
     interval.copy_(torch.where(used, new_interval, interval))
     return done._replace(last=last, interval=interval)
+
+
+def unpacked(k: Tensor, v: Tensor, begin: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Keys and values `[B, H, S, ...]` of heads that lie one after the other; what lies behind a head is anybody's."""
+    index = (begin[..., None] + torch.arange(width, device=k.device)).clamp(max=max(k.shape[0] - 1, 0))
+    return k[index], v[index]

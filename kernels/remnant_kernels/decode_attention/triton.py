@@ -24,16 +24,23 @@ _MODE = {"row": 0, "sum": 1, "stamp": 2}
 
 @triton.jit(do_not_specialize=["S", "chunk"])
 def _split_kernel(
-    p_q, p_k, p_v, p_lens, p_bias, p_part, p_lse, p_logits, S, chunk, scale, softcap,
+    p_q, p_k, p_v, p_begin, p_lens, p_bias, p_part, p_lse, p_logits, S, chunk, scale, softcap,
     sqb, sqh, skb, skh, sks, svb, svh, svs,
     H: tl.constexpr, G: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, GP: tl.constexpr, BD: tl.constexpr,
     BDV: tl.constexpr, BS: tl.constexpr, LENS: tl.constexpr, BIAS: tl.constexpr, CAP: tl.constexpr,
-    LOGITS: tl.constexpr, UPCAST: tl.constexpr,
+    LOGITS: tl.constexpr, FLAT: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """One chunk of one KV head: unnormalised output, base-2 log-sum-exp, and the logits if wanted."""
     row, split, splits = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.num_programs(1)
     b, h = row // H, row % H
     length = tl.load(p_lens + row) if LENS else S
+    if FLAT:
+        base = tl.load(p_begin + row)
+        p_k += base * sks
+        p_v += base * svs
+    else:
+        p_k += b * skb + h * skh
+        p_v += b * svb + h * svh
     g, d, dv = tl.arange(0, GP), tl.arange(0, BD), tl.arange(0, BDV)
     m_q = (g[:, None] < G) & (d[None, :] < D)
     b_q = tl.load(p_q + b * sqb + (h * G + g[:, None]) * sqh + d[None, :], mask=m_q, other=0.0)
@@ -46,7 +53,7 @@ def _split_kernel(
         at = start + tl.arange(0, BS)
         m_s = at < stop
         m_k = m_s[:, None] & (d[None, :] < D)
-        b_k = tl.load(p_k + b * skb + h * skh + at[:, None] * sks + d[None, :], mask=m_k, other=0.0)
+        b_k = tl.load(p_k + at[:, None] * sks + d[None, :], mask=m_k, other=0.0)
         x = dot(b_q, tl.trans(b_k), UPCAST) * scale
         if CAP:
             e = tl.exp2(x * (2.0 * 1.4426950408889634 / softcap))
@@ -63,7 +70,7 @@ def _split_kernel(
         e = tl.exp2(x - safe[:, None])
         keep = tl.exp2(top - safe)
         m_v = m_s[:, None] & (dv[None, :] < DV)
-        b_v = tl.load(p_v + b * svb + h * svh + at[:, None] * svs + dv[None, :], mask=m_v, other=0.0)
+        b_v = tl.load(p_v + at[:, None] * svs + dv[None, :], mask=m_v, other=0.0)
         acc = acc * keep[:, None] + dot(e.to(b_v.dtype), b_v, UPCAST)
         total = total * keep + tl.sum(e, 1)
         top = new
@@ -154,13 +161,15 @@ def decode_attention(
     interval: Tensor | None = None,
     now: Tensor | None = None,
     threshold: Tensor | None = None,
+    begin: Tensor | None = None,
+    width: int = 0,
 ) -> Decoded:
     """See `naive_decode_attention`; q, k and v may have any strides but 1 in their last dimension."""
     b, hq, _ = q.shape
-    h, s, dv = k.shape[1], k.shape[2], v.shape[3]
+    h, s, dv = (k.shape[1], k.shape[2], v.shape[3]) if begin is None else (begin.shape[1], width, v.shape[1])
     g = hq // h
     lens = None if lens is None else lens.contiguous()
-    part, part_lse, logits = split_parts(q, k, v, lens, bias, scale, softcap, logits=score != "none")
+    part, part_lse, logits = split_parts(q, k, v, lens, bias, scale, softcap, score != "none", begin, s)
     out, lse = merge_parts(part, part_lse, sinks, b, h, g, dv, q.dtype)
     done = Decoded(out, lse)
     if score == "none":
@@ -186,10 +195,12 @@ def split_parts(
     scale: float | None = None,
     softcap: float | None = None,
     logits: bool = False,
+    begin: Tensor | None = None,
+    width: int = 0,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Parts `[B*H, splits, GP, BDV]`, their base-2 log-sum-exp `[B*H, splits, GP]`, and logits `[B, G*H, S]`."""
     b, hq, d = q.shape
-    h, s, dv = k.shape[1], k.shape[2], v.shape[3]
+    h, s, dv = (k.shape[1], k.shape[2], v.shape[3]) if begin is None else (begin.shape[1], width, v.shape[1])
     g = hq // h
     q, k, v = (x if x.stride(-1) == 1 else x.contiguous() for x in (q, k, v))
     gp, bd, bdv = next_power(g), next_power(d), next_power(dv)
@@ -199,13 +210,19 @@ def split_parts(
     part_lse = torch.empty(b * h, splits, gp, dtype=torch.float32, device=q.device)
     kept = torch.empty(b, hq, s, dtype=torch.float32, device=q.device) if logits else None
     _split_kernel[b * h, splits](
-        q, k, v, lens, None if bias is None else bias.contiguous(), part, part_lse, kept, s, chunk,
+        q, k, v, begin if begin is None else begin.contiguous(), lens, bias if bias is None else bias.contiguous(),
+        part, part_lse, kept, s, chunk,
         d**-0.5 if scale is None else scale, softcap or 1.0,
-        q.stride(0), q.stride(1), *k.stride()[:3], *v.stride()[:3],
+        q.stride(0), q.stride(1), *_strides(k), *_strides(v),
         h, g, d, dv, gp, bd, bdv, tile, lens is not None, bias is not None, softcap is not None,
-        logits, upcast(q.dtype), num_warps=4, num_stages=3,
+        logits, begin is not None, upcast(q.dtype), num_warps=4, num_stages=3,
     )  # fmt: skip
     return part, part_lse, kept
+
+
+def _strides(x: Tensor) -> tuple[int, int, int]:
+    """Of sequences, heads and slots; heads that lie one after the other have only the last."""
+    return (0, 0, x.stride(0)) if x.dim() == 2 else (x.stride(0), x.stride(1), x.stride(2))
 
 
 def merge_parts(

@@ -15,6 +15,8 @@ from remnant_hf._paging import PageIndex
 from remnant_hf.attention import attend_dense, attend_segments
 from remnant_hf.masks import fit
 from remnant_hf.store import ChannelStore, RaggedStore, SimulatedStore, SlotStore
+from remnant_kernels.dispatch import wanted
+from remnant_kernels.op import get_op
 
 __all__ = ["Reading"]
 
@@ -81,6 +83,8 @@ class Reading(Padding):
 
     def _read_own(self, q: Tensor, k: Tensor, v: Tensor, n: int, wants_row: bool) -> tuple[Tensor, None, Tensor | None]:
         assert self.facts is not None
+        if n == 1 and type(self.store) is SlotStore and self.expanded is None and wanted("decode_attention", k):
+            return self._read_by_kernel(q, k, v, wants_row)
         blocks = [(k, None)]
         if isinstance(self.store, ChannelStore):
             blocks, v = self.store.keys(), self.store.whole.get("v")
@@ -95,6 +99,20 @@ class Reading(Padding):
         if wants_row and p is not None:
             row = self._row(p[:, :, :, 0])
         return (outs[0] if len(outs) == 1 else torch.cat(outs, 1)), None, row
+
+    def _read_by_kernel(
+        self, q: Tensor, k: Tensor, v: Tensor, wants_row: bool, **ragged: Any
+    ) -> tuple[Tensor, None, Tensor | None]:
+        """One token: keys and values are read once, for the output and for what the policy wants to see."""
+        facts, hidden = self.facts, None if ragged else self._hidden()
+        assert facts is not None
+        bias = None if hidden is None else torch.zeros(hidden.shape, device=q.device).masked_fill(hidden, float("-inf"))
+        how = self.policy.attn_reduce
+        done = get_op("decode_attention")(
+            q=q[:, :, 0], k=k, v=v, bias=bias, sinks=facts.sinks, scale=facts.scaling, softcap=facts.softcap,
+            score="row" if wants_row else "none", reduce="max" if how == "any" else how, **ragged,
+        )  # fmt: skip
+        return done.out[:, None], None, done.score
 
     def _row(self, p: Tensor) -> Tensor:
         """Probabilities `[B, H, G, S]` per query head -> `[B, H, S]` over the visible slots of each KV head."""
@@ -128,6 +146,10 @@ class Reading(Padding):
     def _read_ragged(self, q: Tensor, n: int, wants_row: bool) -> tuple[Tensor, None, Tensor | None]:
         store, facts = self.store, self.facts
         assert facts is not None
+        if n == 1 and wanted("decode_attention", q):
+            begin, lens = (torch.tensor(x, device=q.device) for x in (store.starts, store.lengths))
+            flat = {"begin": begin, "lens": lens, "width": store.stored}
+            return self._read_by_kernel(q, store.buffers["k"], store.buffers["v"], wants_row, **flat)
         rows, heads = range(len(store.lengths)), range(len(store.lengths[0]))
         segments = [[(store.segment("k", i, j), store.segment("v", i, j)) for j in heads] for i in rows]
         outs, p = [], []

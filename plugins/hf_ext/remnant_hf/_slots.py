@@ -7,6 +7,8 @@ from torch import Tensor
 
 from remnant.kv.merge import take as _gather
 from remnant_hf._dense import GROWTH, Dense, Named, frozen
+from remnant_kernels.dispatch import wanted
+from remnant_kernels.op import get_op
 
 __all__ = ["SlotStore"]
 
@@ -89,10 +91,19 @@ class SlotStore:
         """Keep slots `[B, H, K]` in that order, with room for `spare` more."""
         kept = indices.shape[2]
         self._store_positions()
+        if {"k", "v"} <= self.buffers.keys() and wanted("compact", self.buffers["k"]):
+            rest = [name for name in self.buffers if name not in ("k", "v")]
+            k, v, *sides = get_op("compact")(
+                k=self.buffers["k"], v=self.buffers["v"], keep=indices, sides=[self.buffers[n] for n in rest],
+                spare=spare,
+            )  # fmt: skip
+            self.buffers = {"k": k, "v": v, **dict(zip(rest, sides, strict=True))}
+            self.n, self.ordered = kept, True
+            return
         # Spare room is gathered like the rest, from slot 0: one copy instead of two.
-        wanted = torch.nn.functional.pad(indices, (0, spare)) if spare else indices
+        slots = torch.nn.functional.pad(indices, (0, spare)) if spare else indices
         for name, x in self.buffers.items():
-            self.buffers[name] = _gather(x, wanted)
+            self.buffers[name] = _gather(x, slots)
         self.n = kept
         self.ordered = True
 

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from remnant_kernels import get_op
 from remnant_vllm._compat.engine import ops
 
 __all__ = ["Codec", "PackedCodec", "PlainCodec"]
@@ -23,6 +24,21 @@ class Codec(Protocol):
 
     def write(self, layer: Any, cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """Store `[H, n, D]` keys and values at `[n]` slots of the whole cache."""
+        ...
+
+    def pack(
+        self, layer: Any, cache: Tensor, table: Tensor, keep: Tensor, start: int, whole: tuple[Tensor, Tensor]
+    ) -> None:
+        """Move the slots `keep` `[H, K]`, ascending, of one request to its slots `start` and on.
+
+        Args:
+            layer: the attention module.
+            cache: see the class.
+            table: `[n]` the request's blocks, in order.
+            keep: none of them moves down: the i-th is at most `start + i`.
+            start: the first slot that is written.
+            whole: the request's keys and values `[1, H, S, D]`, if a codec would rather copy from them.
+        """
         ...
 
 
@@ -46,6 +62,14 @@ class PackedCodec:
     def write(self, layer: Any, cache: Tensor, slots: Tensor, k: Tensor, v: Tensor) -> None:
         """See `Codec.write`."""
         _reshape_and_cache(cache, slots, k.transpose(0, 1).contiguous(), v.transpose(0, 1).contiguous(), layer.isa)
+
+    def pack(
+        self, layer: Any, cache: Tensor, table: Tensor, keep: Tensor, start: int, whole: tuple[Tensor, Tensor]
+    ) -> None:
+        """See `Codec.pack`."""
+        size, at = cache.shape[2], torch.arange(start, start + keep.shape[1], device=keep.device)
+        k, v = (x[0].gather(1, keep.unsqueeze(-1).expand(-1, -1, x.shape[-1])) for x in whole)
+        self.write(layer, cache, table[at // size].long() * size + at % size, k, v)
 
 
 def _reshape_and_cache(cache: Tensor, slots: Tensor, k: Tensor, v: Tensor, isa: str) -> None:
@@ -121,3 +145,10 @@ class PlainCodec:
         """See `Codec.write`."""
         size = cache.shape[2]
         cache[slots // size, :, slots % size] = torch.cat([k, v], -1).transpose(0, 1)
+
+    def pack(
+        self, layer: Any, cache: Tensor, table: Tensor, keep: Tensor, start: int, whole: tuple[Tensor, Tensor]
+    ) -> None:
+        """See `Codec.pack`; keys and values move together, inside the cache."""
+        begin = torch.full((1,), start, device=keep.device)
+        get_op("compact_paged")(pages=cache, table=table.long()[None], keep=keep[None], start=begin, towards_end=True)

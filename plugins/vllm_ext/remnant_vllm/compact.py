@@ -14,7 +14,7 @@ from torch import Tensor
 
 from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.kv import Keep, KVView, Policy, Rope
-from remnant.kv.score import attention_columns, reduce_group
+from remnant.kv.score import group_columns
 from remnant_vllm.codec import Codec
 from remnant_vllm.shift import Job, watches
 
@@ -198,8 +198,7 @@ class Compactor:
         """`[1, H, S]` attention of the decoded token, which the kernel does not give away."""
         if "attn" not in policy.needs or prefill:
             return None
-        columns = attention_columns(self._view(track, whole, fresh[:, :, -1:]))
-        return reduce_group(columns, policy.attn_reduce)
+        return group_columns(self._view(track, whole, fresh[:, :, -1:]), policy.attn_reduce)
 
     def _observe(
         self, job: Job, track: Track, policy: Policy, fresh: Tensor, whole: tuple[Tensor, Tensor], row: Tensor | None
@@ -230,10 +229,7 @@ class Compactor:
         keep = policy.plan(view, left)
         _check(policy, keep, left)
         index = keep.indices[0]
-        k, v = (x[0].gather(1, index.unsqueeze(-1).expand(-1, -1, x.shape[-1])) for x in whole)
-        at = torch.arange(stored - left, stored, device=index.device)
-        slots = table[at // size].long() * size + at % size
-        self.codec.write(layer, cache, slots, k, v)
+        self.codec.pack(layer, cache, table[: -(-stored // size)], index, stored - left, whole)
         if job.settings.mode == "prompt":
             return  # this was the only decision, and nothing is remembered behind it
         track.positions = view.positions[0].gather(1, index)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from remnant.kv.merge import Weights, evicted, make_merge, nearest
 from remnant.kv.policy import Need, Policy, Side, Trigger, check, register_policy
-from remnant.kv.score import Reduce, attention_columns, reduce_group
+from remnant.kv.score import Reduce, group_columns
 from remnant.kv.select import protect, select
 from remnant.kv.view import Keep, KVView
 
@@ -110,7 +110,7 @@ class D2O(Policy):
     def observe(self, view: KVView) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Add what every slot just received to its accumulated attention, mean over the group."""
         if view.queries is not None:
-            return {"mass": view.side["mass"] + reduce_group(attention_columns(view), "mean")}, {}
+            return {"mass": view.side["mass"] + group_columns(view, "mean")}, {}
         return ({}, {}) if view.attn is None else ({"mass": view.side["mass"] + view.attn.float()}, {})
 
     def layer_stat(self, view: KVView) -> Tensor:

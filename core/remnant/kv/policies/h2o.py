@@ -10,7 +10,7 @@ from torch import Tensor
 
 from remnant.kv.budget import portion
 from remnant.kv.policy import Need, Policy, Side, Trigger, check, register_policy
-from remnant.kv.score import Reduce, attention_columns, reduce_group
+from remnant.kv.score import Reduce, group_columns
 from remnant.kv.select import protect, select, victims
 from remnant.kv.view import Keep, KVView
 
@@ -69,7 +69,7 @@ class H2O(Policy):
         if new is None:
             if self.score_queries == "last" and view.queries is not None:
                 view = replace(view, queries=view.queries[:, :, -self.window :])
-            new = reduce_group(attention_columns(view), self.attn_reduce)
+            new = group_columns(view, self.attn_reduce)
         return {"mass": view.side["mass"] + new}, {}
 
     def score(self, view: KVView) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from remnant.kv.policy import Need, Policy, Trigger, check, register_policy
-from remnant.kv.score import Pooling, Reduce, attention_columns, pool, reduce_group
+from remnant.kv.score import Pooling, Reduce, group_columns, pool
 from remnant.kv.select import PADDING
 from remnant.kv.view import KVView
 
@@ -74,7 +74,7 @@ class SnapKV(Policy):
 
     def observed(self, view: KVView) -> Tensor:
         """`[B, H, S]` pooled attention of the window, before protection; the window's own slots do not spread."""
-        scores = reduce_group(attention_columns(view), self.reduce)
+        scores = group_columns(view, self.reduce)
         old = view.positions < view.seen - self.window
         if view.valid is not None:
             old = old & view.valid

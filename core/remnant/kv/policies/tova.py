@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from remnant.kv.policy import Need, Policy, Trigger, register_policy
-from remnant.kv.score import attention_columns, reduce_group
+from remnant.kv.score import group_columns
 from remnant.kv.view import KVView
 
 
@@ -43,5 +43,5 @@ class TOVA(Policy):
         row = view.attn if view.step > 0 else None
         if row is None:
             newest = None if view.queries is None else view.queries[:, :, -1:]
-            row = reduce_group(attention_columns(replace(view, queries=newest)), self.attn_reduce)
+            row = group_columns(replace(view, queries=newest), self.attn_reduce)
         return row.float().mean(1, keepdim=True).expand(view.shape)

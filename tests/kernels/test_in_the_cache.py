@@ -1,0 +1,92 @@
+"""Policies over kernels: `RemnantCache` keeps and writes what it keeps and writes without them."""
+
+import logging
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="pip install 'remnant[hf]'")
+
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from remnant.kv import get_policy
+from remnant_hf import RemnantCache
+from remnant_kernels import dispatch
+
+POLICIES: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "snapkv": ({"window": 8}, {"window_score", "compact"}),
+    "h2o": ({}, {"window_score", "compact", "decode_attention"}),
+    "tova": ({}, {"window_score", "compact", "decode_attention"}),
+    "lazyeviction": ({"window": 8}, {"decode_attention"}),
+    "adakv": ({"window": 8}, {"window_score", "decode_attention"}),
+    "d2o": ({}, {"nearest", "fold", "window_score", "decode_attention"}),
+    "trimkv": ({"gates": "uniform", "recent": 4, "buffer": 4}, set()),
+    "kinetics": ({"page": 4}, {"page_summaries", "block_sparse_decode"}),
+}
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    config = LlamaConfig(
+        vocab_size=64, hidden_size=64, intermediate_size=64, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, max_position_embeddings=512, initializer_range=0.15, pad_token_id=0,
+        bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+@torch.no_grad()
+def run(model: Any, name: str, padded: bool) -> tuple[Any, list[Any]]:
+    """(logits of a prompt and ten tokens, kept positions per layer)."""
+    options, _ = POLICIES[name]
+    draw = torch.Generator().manual_seed(1)
+    ids, mask = torch.randint(1, 64, (2, 58), generator=draw), torch.ones(2, 58, dtype=torch.long)
+    if padded:
+        mask[0, :7] = 0
+    position = (mask.cumsum(-1) - 1).clamp(min=0)
+    cache = RemnantCache(model.config, get_policy(name, **options), budget=24)
+    outs = []
+    for start, stop in [(0, 48), *((i, i + 1) for i in range(48, 58))]:
+        more = {"attention_mask": mask[:, :stop], "position_ids": position[:, start:stop]}
+        outs.append(model(ids[:, start:stop], past_key_values=cache, use_cache=True, **more).logits)
+    return torch.cat(outs, 1)[mask.bool()], [cache.kept_positions(layer.index) for layer in cache.governed]
+
+
+@pytest.mark.parametrize("padded", [False, True], ids=["whole", "padded"])
+@pytest.mark.parametrize("name", POLICIES)
+def test_kernels_change_nothing(
+    name: str, padded: bool, model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    monkeypatch.delenv(dispatch.FORCE, raising=False)
+    dispatch.forget()
+    want, kept = run(model, name, padded)
+    monkeypatch.setenv(dispatch.FORCE, "triton")
+    dispatch.forget()
+    with caplog.at_level(logging.INFO, "remnant.kernels"):
+        got, held = run(model, name, padded)
+    dispatch.forget()
+    for a, b in zip(kept, held, strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(got, want, atol=1e-5, rtol=1e-4)
+    ran = {record.message.partition(" ")[0] for record in caplog.records if ": triton" in record.message}
+    assert ran >= POLICIES[name][1]
+
+
+def test_trained_gates_run_as_a_kernel(monkeypatch: pytest.MonkeyPatch):
+    from remnant.testbed import load
+
+    model, tokenizer = load()
+    ids = tokenizer("A cache keeps what was read, so that nothing is read twice. " * 4, return_tensors="pt").input_ids
+    kept = []
+    for force in ("fast", "triton"):
+        monkeypatch.setenv(dispatch.FORCE, force)
+        dispatch.forget()
+        cache = RemnantCache(model.config, "trimkv", budget=40, gates="testbed")
+        with torch.no_grad():
+            model(ids, past_key_values=cache, use_cache=True)
+        kept.append([cache.kept_positions(layer.index) for layer in cache.governed])
+    dispatch.forget()
+    for a, b in zip(*kept, strict=True):
+        assert torch.equal(a, b)
