@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--part", choices=("claim", "losses", "shipped", "all"), default="all")
     parser.add_argument("--json", action="store_true", help="print the rows")
     parser.add_argument("--plot", action="store_true", help="only draw")
-    parser.add_argument("--out", type=Path, default=FOLDER / "drafting_fastdraft.jsonl")
+    parser.add_argument("--out", type=Path, default=FOLDER / "drafting-fastdraft.jsonl")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
     if not args.plot:

@@ -90,7 +90,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--json", action="store_true", help="print the rows")
     parser.add_argument("--draw-only", action="store_true", help="draw what was measured")
-    parser.add_argument("--out", type=Path, default=RESULTS / "drafting_rapid.jsonl")
+    parser.add_argument("--out", type=Path, default=RESULTS / "drafting-rapid.jsonl")
     return parser
 
 

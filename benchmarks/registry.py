@@ -39,6 +39,31 @@ BENCHMARKS = (
         "what memory costs a LangChain agent per step",
         ("tests/plugins/langchain/test_middleware_prompt.py",),
     ),
+    Benchmark(
+        "drafting_lookup",
+        "what lookup foretells, against ngram and prompt lookup; runs where vllm is",
+        ("tests/unit/speculative/test_suffix.py",),
+    ),
+    Benchmark(
+        "drafting_hf",
+        "drafts in generate against prompt lookup and assisted generation",
+        ("tests/plugins/test_speculate.py",),
+    ),
+    Benchmark(
+        "drafting_vocab",
+        "VocabTrim: acceptance and speed-up by k, the drafter's share of the time",
+        ("tests/unit/speculative/test_vocab_measure.py",),
+    ),
+    Benchmark(
+        "drafting_fastdraft",
+        "FastDraft: distillation against more text, over three seeds",
+        ("tests/unit/speculative/test_fastdraft_losses.py",),
+    ),
+    Benchmark(
+        "drafting_rapid",
+        "RAPID: answers and passes where the target alone is lost",
+        ("tests/unit/speculative/test_rapid.py",),
+    ),
     Benchmark("kernels", "every kernel against the roofline and torch", ("tests/kernels/test_dispatch.py",)),
     Benchmark(
         "drafting_plan",

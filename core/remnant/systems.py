@@ -102,10 +102,19 @@ SYSTEMS = (
     System(10, "vAttention", "kv-cache 9", "kernels/virtual_kv", _HF),
     System(11, "LongGen", "attention 3", "kv/policies/longgen", _HF),
     System(12, "BASED", "attention 4", "layers/based", ("torch",)),
-    System(13, "VocabTrim", "speculative 1", "speculative/vocab", ("HF", "vLLM", "CLI")),
-    System(14, "FastDraft", "speculative 2", "speculative/train", ("CLI", "HF", "vLLM")),
-    System(15, "SpecMemo", "speculative 3", "speculative/plan", ("HF", "CLI")),
-    System(16, "RAPID", "speculative 4", "speculative/rapid", _VLLM),
+    System(
+        13, "VocabTrim", "speculative 1", "speculative/vocab", ("HF", "vLLM", "CLI"), "remnant bench drafting_vocab"
+    ),
+    System(
+        14,
+        "FastDraft",
+        "speculative 2",
+        "speculative/fastdraft/run",
+        ("CLI", "HF", "vLLM"),
+        "remnant bench drafting_fastdraft --part claim",
+    ),
+    System(15, "SpecMemo", "speculative 3", "speculative/planner", ("HF", "CLI"), "remnant bench drafting_plan"),
+    System(16, "RAPID", "speculative 4", "speculative/rapid", _VLLM, "remnant bench drafting_rapid"),
     System(
         17, "ReasoningBank + MaTTS", "agent-memory 2", f"{_STRATEGY}/reasoningbank", _AGENTS, f"{_STREAM} reasoningbank"
     ),

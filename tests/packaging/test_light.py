@@ -32,6 +32,7 @@ LIGHT = [
     "remnant.index",
     "remnant.routing",
     "remnant.serving",
+    "remnant.kinetics",
     "remnant_hf",
     "remnant_hf.plugin",
     "remnant_langchain",

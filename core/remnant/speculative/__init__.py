@@ -20,11 +20,13 @@ if TYPE_CHECKING:
         walk_tree,
     )
     from remnant.speculative.drafter import Draft, Drafter, get_drafter, list_drafters
+    from remnant.speculative.drafters.lookup import Lookup
     from remnant.speculative.drafters.model import ModelDrafter
     from remnant.speculative.drafters.rapid import RagDrafter
     from remnant.speculative.drafters.tree import TreeDrafter
     from remnant.speculative.engine import Output, generate
     from remnant.speculative.memory_model import MemoryModel
+    from remnant.speculative.output_store import OutputStore
     from remnant.speculative.planner import Plan, Refusal, plan
     from remnant.speculative.rag_context import RagContext
     from remnant.speculative.rapid import Audit, Tilt, tilt_geometric, tilt_kl, tilt_step
@@ -38,11 +40,13 @@ if TYPE_CHECKING:
 _MODULES = {
     "accept": "Accepted Walk accept_chain accept_tree draw residual residual_det walk_tree",
     "drafter": "Draft Drafter get_drafter list_drafters",
+    "drafters.lookup": "Lookup",
     "drafters.model": "ModelDrafter",
     "drafters.rapid": "RagDrafter",
     "drafters.tree": "TreeDrafter",
     "engine": "Output generate",
     "memory_model": "MemoryModel",
+    "output_store": "OutputStore",
     "planner": "Plan Refusal plan",
     "rag_context": "RagContext",
     "rapid": "Audit Tilt tilt_geometric tilt_kl tilt_step",
@@ -58,9 +62,11 @@ __all__ = [
     "Audit",
     "Draft",
     "Drafter",
+    "Lookup",
     "MemoryModel",
     "ModelDrafter",
     "Output",
+    "OutputStore",
     "Plan",
     "RagContext",
     "RagDrafter",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
-from typing import Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -97,6 +97,11 @@ def generate(
     prompts = as_rows(prompt_ids, mask)
     tilt = None if getattr(tilt, "lossless", False) else tilt
     _check(target, drafter, num_draft, tilt)
+    admit: Any = getattr(plan, "admit", None)
+    if admit is not None:  # a plan that counts rows refuses more of them before the first is read
+        admit([len(prompt) for prompt in prompts])
+    if plan is not None and plan.n < 2:
+        drafter = None  # a plan without drafts has no room for what the drafter would keep
     rooms = room(prompts, max_new_tokens, None if plan is None else plan.L_max)
     width = num_draft if plan is None else plan.n - 1
     logits = target.prefill(prompts)
