@@ -49,7 +49,8 @@ class TableModel(PreTrainedModel, GenerationMixin):
         attend: Any = ALL_ATTENTION_FUNCTIONS.get_interface("sdpa", sdpa_attention_forward)
         attend(self, state, key, value, None, scaling=1.0)
         keep = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        return CausalLMOutputWithPast(logits=self.table[input_ids[:, keep]], past_key_values=past_key_values)
+        logits: Any = self.table[input_ids[:, keep]]
+        return CausalLMOutputWithPast(logits=logits, past_key_values=past_key_values)
 
 
 def _table(seed: int) -> Any:
