@@ -131,9 +131,9 @@ class _Ngram(_Base):
 
     def __init__(self, num_draft: int, rows: int, most: int, least: int, longest: int) -> None:
         super().__init__(num_draft, rows, most)
-        from vllm.v1.spec_decode.ngram_proposer import NgramProposer
+        from vllm.v1.spec_decode import ngram_proposer  # pyright: ignore[reportMissingImports]
 
-        self.proposer = NgramProposer(_config(num_draft, rows, most, least, longest))
+        self.proposer = ngram_proposer.NgramProposer(_config(num_draft, rows, most, least, longest))
 
     def step(self, new: list[list[int]], lengths: np.ndarray, texts: np.ndarray) -> list[list[int]]:
         return self.proposer.propose(self.num_draft, new, lengths, texts)
@@ -153,7 +153,7 @@ class _Transformers(_Base):
         drafts = list[list[int]]()
         for row, tokens in enumerate(new):
             length = int(lengths[row])
-            given = torch.from_numpy(texts[row : row + 1, :length].astype(np.int64))
+            given: Any = torch.from_numpy(texts[row : row + 1, :length].astype(np.int64))
             found = self.generator.get_candidates(given)[0] if tokens else given
             drafts.append(found[0, length:].tolist())
         return drafts

@@ -132,7 +132,8 @@ def test_beams_and_tokens_taken_back(models: Any):
         feed(model, two, part)
     for part in text[:, 42:].split(1, 1):
         assert torch.allclose(feed(model, one, part), feed(model, two, part), atol=1e-5)
-    one.reorder_cache(torch.tensor([0, 0]))
+    rows: Any = torch.tensor([0, 0])
+    one.reorder_cache(rows)
     assert torch.allclose(feed(model, one, text[:, :1].expand(2, -1))[1], feed(model, two, text[:, :1])[0], atol=1e-5)
 
 
@@ -161,6 +162,7 @@ def test_refusals(models: Any):
 def test_a_small_budget_reads_the_newest_first(models: Any, tokens: int, shares: tuple[int, int, int]):
     model, _ = models
     past = cache(model, tokens)
-    assert past.policy.reads.shares(tokens) == shares
+    reads: Any = past.policy.reads
+    assert reads.shares(tokens) == shares
     feed(model, past, ids(40))
     assert bool(feed(model, past, ids(1)).isfinite().all())

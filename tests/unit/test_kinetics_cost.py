@@ -125,8 +125,8 @@ def test_the_prompt_is_read_once_by_dense_trials_and_by_each_sparse_one():
 def test_more_costs_more(sizes: tuple[int, int, int], policy: Any, shape: Shape, batch: int | None):
     x, y, N = sizes
 
-    def cost(*sizes: int) -> float:
-        return eflops(shape, *sizes, policy, batch=batch).eflops
+    def cost(prompt: int, written: int, trials: int) -> float:
+        return eflops(shape, prompt, written, trials, policy, batch=batch).eflops
 
     assert cost(x, y, N) < cost(x, y + 1, N)
     assert cost(x, y, N) < cost(x, y, N + 1)

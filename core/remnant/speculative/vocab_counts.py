@@ -150,7 +150,7 @@ def _line(raw: bytes, where: str, encode: Encode | None, path: Path) -> Tokens:
         raise ConfigError(f"{where} is not JSON: {error}") from None
     fields = cast("dict[str, Any]", row) if isinstance(row, dict) else {"ids": row}
     if isinstance(fields.get("text"), str):
-        return Tokens(_tensor(_need(encode, path)(fields["text"])))
+        return Tokens(_tensor(_need(encode, path)(str(fields["text"]))))
     ids: Any = next((fields[key] for key in ("ids", "input_ids", "token_ids") if key in fields), None)
     mask: Any = fields.get("loss_mask")
     if not _integers(ids) or not (mask is None or _integers(mask)):

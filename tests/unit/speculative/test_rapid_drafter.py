@@ -196,12 +196,13 @@ def test_no_room_and_no_confidence_do_not_change_what_is_sampled(tables, markov,
 
 @pytest.mark.parametrize("mode", MODES)
 def test_every_token_has_its_weight_written_down(tiny, mode):
-    tilt = Tilt(mode, eta=4.0, lam=0.3, delta=0.3, audit=Audit())
+    audit = Audit()
+    tilt = Tilt(mode, eta=4.0, lam=0.3, delta=0.3, audit=audit)
     given = prompts(24, 31)
     drafter = RagDrafter(tiny(seed=1), half, tilt, confidence=0.0)
     out = generate(tiny(), drafter, given, 9, num_draft=3, tilt=tilt, eos=4)
     for row, (prompt, ids) in enumerate(zip(given, out.ids, strict=True)):
-        weights = tilt.audit.of(row, ids)
+        weights = audit.of(row, ids)
         assert len(weights) == len(ids)
         for i, weight in enumerate(weights):
             z = tiny().fresh(torch.cat([prompt, ids[:i]]))[0][-1:]
@@ -211,11 +212,12 @@ def test_every_token_has_its_weight_written_down(tiny, mode):
 
 
 def test_an_audit_begins_anew_with_every_run(tiny):
-    tilt = Tilt("geometric", lam=0.3, audit=Audit())
+    audit = Audit()
+    tilt = Tilt("geometric", lam=0.3, audit=audit)
     drafter = RagDrafter(tiny(seed=1), half, tilt, confidence=0.0)
     for length in (24, 12):
         out = generate(tiny(), drafter, prompts(length), 5, num_draft=2, tilt=tilt)
-        assert len(tilt.audit.of(0, out.ids[0])) == 5
+        assert len(audit.of(0, out.ids[0])) == 5
 
 
 # What is refused.
