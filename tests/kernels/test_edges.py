@@ -70,6 +70,17 @@ def test_topk_with_many_ties(provider: str, s: int, k: int, levels: int, seed: i
     assert torch.equal(got.indices, want.indices)
 
 
+@pytest.mark.parametrize("width", [64, 128, 256])
+def test_wide_heads(width: int, close: Any):
+    for name, kwargs in (
+        ("decode_attention", {"q": normal(0, 1, 4, width)}),
+        ("attention", {"q": normal(0, 1, 4, 40, width)}),
+    ):
+        op = get_op(name)
+        both = {**kwargs, "k": normal(1, 1, 2, 70, width), "v": normal(2, 1, 2, 70, width)}
+        close(op, op.triton(**both), op.naive(**{name: x.double() for name, x in both.items()}), torch.float32)
+
+
 @pytest.mark.parametrize("provider", ["naive", *PROVIDERS])
 def test_a_head_that_sees_nothing_reads_zeros(provider: str):
     """No slot in use, or every slot hidden; what lies behind may be NaN."""

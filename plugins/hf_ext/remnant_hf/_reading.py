@@ -89,6 +89,8 @@ class Reading(Padding):
         if isinstance(self.store, ChannelStore):
             blocks, v = self.store.keys(), self.store.whole.get("v")
         hidden, stored = self._hidden(), v.shape[2]
+        if hidden is None and not wants_row and (out := self._read_plainly(q, blocks, v, n)) is not None:
+            return out, None, None
         outs, p = [], None
         for start in range(0, n, _QUERY_BLOCK):
             part = q[:, :, start : start + _QUERY_BLOCK]
@@ -113,6 +115,26 @@ class Reading(Padding):
             score="row" if wants_row else "none", reduce="max" if how == "any" else how, **ragged,
         )  # fmt: skip
         return done.out[:, None], None, done.score
+
+    def _read_plainly(self, q: Tensor, blocks: list[Any], v: Tensor, n: int) -> Tensor | None:
+        """`[B, n, G*H, Dv]` by a kernel, where nothing is hidden but what comes later; None where none fits."""
+        facts = self.facts
+        assert facts is not None
+        if isinstance(self.store, ChannelStore):
+            plain = facts.softcap is None and facts.sinks is None
+            if n > 1 or not plain or not wanted("pruned_decode", q):
+                return None
+            (pruned, channels), (recent, _) = blocks
+            done = get_op("pruned_decode")(
+                q=q[:, :, 0], k_pruned=pruned, channels=channels, k_recent=recent, v=v, scale=facts.scaling
+            )
+            return done.out[:, None]
+        if type(self.store) is not SlotStore or self.expanded is not None or not wanted("attention", q):
+            return None
+        done = get_op("attention")(
+            q=q, k=blocks[0][0], v=v, sinks=facts.sinks, scale=facts.scaling, softcap=facts.softcap
+        )
+        return done.out.transpose(1, 2)
 
     def _row(self, p: Tensor) -> Tensor:
         """Probabilities `[B, H, G, S]` per query head -> `[B, H, S]` over the visible slots of each KV head."""
