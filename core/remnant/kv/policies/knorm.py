@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from remnant.kv.policy import register_policy
@@ -23,7 +24,8 @@ class Knorm(SlackPolicy):
         sinks: first tokens that are always kept.
         recent: newest tokens that are always kept.
 
-    Source: Devoto et al. 2024, arXiv 2406.11430. Differs: it also acts while decoding, every `slack` tokens; the
+    Source: Devoto et al. 2024, arXiv 2406.11430. Differs: norms that are equal to 1 in 4,000 are ties, which go to the
+    later position; it also acts while decoding, every `slack` tokens; the
     authors leave the first two layers of Llama uncompressed, which is the host's choice of governed layers here.
     """
 
@@ -31,5 +33,10 @@ class Knorm(SlackPolicy):
     claim: ClassVar[str] = "a cheap guess at attention from the keys alone"
 
     def score(self, view: KVView) -> Tensor:
-        """The norm of the key, negative."""
-        return -lengths(view.k)
+        """The norm of the key, negative, at 13 bits.
+
+        A rotation leaves a norm as it is but for rounding, so that the same token twice has the same norm but for the
+        last bits: those would choose between the two, and not alike in a batch and alone.
+        """
+        norm = lengths(view.k)
+        return -((norm.view(torch.int32) + 1024) & -2048).view(torch.float32)
