@@ -1,19 +1,14 @@
-"""Kernels run on a GPU where there is one, else on the CPU through Triton's interpreter."""
+"""Kernels run on a GPU where there is one, else on the CPU through Triton's interpreter; see tests/conftest.py."""
 
-import os
+from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 
+from remnant_kernels import Op, list_ops
+
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-if DEVICE == "cpu":  # before any kernel is imported: Triton reads it when it decorates
-    os.environ["TRITON_INTERPRET"] = "1"
-
-from collections.abc import Callable  # noqa: E402
-from typing import Any  # noqa: E402
-
-import pytest  # noqa: E402
-
-from remnant_kernels import Op, list_ops  # noqa: E402
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
