@@ -1,6 +1,6 @@
 """Drafts in `generate` of transformers against its own: prompt lookup, an assistant model, and no drafts; CPU only.
 
-    python benchmarks/drafting_hf.py --out benchmarks/results/drafting-hf.jsonl
+    python benchmarks/run.py drafting_hf [--count N] [--rounds N] [--drafter DIR] [--out FILE]
 
 The trained testbed answers greedily, one prompt at a time, the same prompts for everyone, in another order every round.
 Prompts are those of `drafting_texts`, each with the first tokens of its answer, so that a model of one million
@@ -31,7 +31,7 @@ import transformers
 from drafting_texts import digest, workloads
 
 import remnant
-from remnant.testbed import load
+from remnant.testbed import load, load_draft
 from remnant_hf import RemnantCache, speculate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -59,19 +59,18 @@ class Run:
 def main(argv: list[str] | None = None) -> int:
     """Measure, print a table, and write one JSON line per kind and provider."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON Lines file, written anew")
+    default = ROOT / "benchmarks" / "results" / "drafting-hf.jsonl"
+    parser.add_argument("--out", type=Path, default=default, help="JSON Lines file, written anew")
     parser.add_argument("--count", type=int, default=4, help="prompts of each kind")
     parser.add_argument("--new", type=int, default=64, help="tokens per answer")
     parser.add_argument("--draft", type=int, default=4, help="tokens per draft")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--drafter", help="checkpoint of a drafter, as of `remnant fastdraft`; left out, no model drafts"
-    )
+    parser.add_argument("--drafter", help="checkpoint of a drafter, as of `remnant fastdraft`; left out, the testbed's")
     parser.add_argument("--seed", type=int, default=11)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     target = load()[0].eval()
-    drafter = None if options.drafter is None else _checkpoint(options.drafter)
+    drafter = load_draft() if options.drafter is None else _checkpoint(options.drafter)
     providers = _providers(target, drafter, options.draft)
     given = {kind: texts for kind, texts in workloads(options.count, options.seed).items() if kind in KINDS}
     runs: dict[tuple[str, str], list[Run]] = {(kind, name): [] for kind in KINDS for name in providers}
@@ -85,8 +84,7 @@ def main(argv: list[str] | None = None) -> int:
     facts = _facts(options, target, drafter, sys.argv[1:] if argv is None else argv)
     lines = [_line(kind, name, runs, given[kind]) | facts for kind, name in runs]
     _table(lines)
-    if options.out:
-        options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    options.out.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return 0
 
 
@@ -110,8 +108,6 @@ def _providers(target: Any, drafter: Any, draft: int) -> dict[str, Callable[[], 
             "custom_generate": speculate("lookup", draft),
         },
     }
-    if drafter is None:
-        return made
     own = drafter.generation_config
     own.num_assistant_tokens, own.num_assistant_tokens_schedule = draft, "constant"
     own.assistant_confidence_threshold = 0.0
@@ -183,8 +179,8 @@ def _facts(options: argparse.Namespace, target: Any, drafter: Any, argv: list[st
         "num_draft": options.draft,
         "rounds": options.rounds,
         "budget": BUDGET,
-        "drafter": None if drafter is None else Path(options.drafter).name,
-        "drafter_parameters": 0 if drafter is None else sum(p.numel() for p in drafter.parameters()),
+        "drafter": "testbed's draft" if options.drafter is None else Path(options.drafter).name,
+        "drafter_parameters": sum(p.numel() for p in drafter.parameters()),
         "target_parameters": sum(p.numel() for p in target.parameters()),
         # Folders of this machine say nothing elsewhere.
         "command": " ".join(["python benchmarks/drafting_hf.py", *(Path(word).name for word in argv)]),
