@@ -242,6 +242,7 @@ def test_it_works_without_scripts_and_in_both_schemes(browser: Browser, server: 
         page.get_by_label("Search as an agent would").fill("oat milk")
         page.get_by_role("button", name="Search").click()
         expect(page.locator("tbody tr")).to_have_count(1)
+        page.wait_for_load_state("load")  # rows are there before the style sheet is
         papers.add(page.evaluate("getComputedStyle(document.body).backgroundColor"))
         context.close()
     assert len(papers) == 2
