@@ -123,8 +123,7 @@ def test_for_people_and_as_a_chart(capsys: pytest.CaptureFixture[str], models: l
 @pytest.mark.parametrize(
     ("more", "said"),
     [
-        ([], "no budget, or two"),
-        (["--budget-eflops", "1e15", "--budget-seconds", "1"], "no budget, or two"),
+        (["--budget-eflops", "1e15", "--budget-seconds", "1"], "two budgets"),
         (["--budget-eflops", "-1"], "more than 0"),
         (["--budget-eflops", "1e15", "--device", "abacus"], "abacus"),
         (["--budget-eflops", "1e15", "--policy", "dens"], "did you mean|topk:B"),
@@ -147,3 +146,11 @@ def test_no_torch_is_needed(models: list[str]):
     done = subprocess.run([sys.executable, "-c", code, *asked], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["by_length"]
+
+
+def test_without_a_model_two_shapes_come_along(capsys: pytest.CaptureFixture[str]):
+    code, found = asked(capsys)
+    assert code == 0
+    assert [one["name"] for one in found["models"]] == ["dense-0.6b", "dense-8b"]
+    assert found["models"][1]["parameters"] == pytest.approx(8.19e9, rel=0.01)
+    assert all(row["spent"] <= 1 for row in found["by_length"])

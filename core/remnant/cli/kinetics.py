@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import asdict
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -19,12 +20,20 @@ if TYPE_CHECKING:
     from remnant.speculative.costs import Device
 
 _DEFAULTS = ("dense", "block:1024:16:16")
+_EFLOPS = 1e17
 
 
 def kinetics(
-    model: Annotated[list[str], typer.Option(help="A checkpoint's folder, its config.json, or a downloaded id.")],
-    context: Annotated[int, typer.Option(min=0, help="Tokens of the prompt.")],
-    budget_eflops: Annotated[float | None, typer.Option(help="FLOPs and memory traffic together, as 1e17.")] = None,
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A checkpoint's folder, its config.json, or a downloaded id; left out, two shapes that come along."
+        ),
+    ] = None,
+    context: Annotated[int, typer.Option(min=0, help="Tokens of the prompt.")] = 512,
+    budget_eflops: Annotated[
+        float | None, typer.Option(help="FLOPs and memory traffic together; 1e17 without any.")
+    ] = None,
     budget_seconds: Annotated[float | None, typer.Option(help="Of the device, instead of --budget-eflops.")] = None,
     policy: Annotated[
         list[str] | None,
@@ -53,10 +62,11 @@ def kinetics(
         from remnant.speculative.costs import device as device_of
 
         machine = device_of(device)
-        if (budget_eflops is None) == (budget_seconds is None):
-            raise ConfigError("no budget, or two", accepted="either --budget-eflops or --budget-seconds")
-        budget = budget_eflops if budget_eflops is not None else (budget_seconds or 0.0) * machine.flops
-        shapes = _shapes(model, parameters or [], dtype, kv_bytes)
+        if budget_eflops is not None and budget_seconds is not None:
+            raise ConfigError("two budgets", accepted="either --budget-eflops or --budget-seconds")
+        budget = _EFLOPS if budget_eflops is None else budget_eflops
+        budget = budget if budget_seconds is None else budget_seconds * machine.flops
+        shapes = _shapes(model or _examples(), parameters or [], dtype, kv_bytes)
         purse = Purse(budget, context, machine.ridge if intensity is None else intensity, batch)
         table = read_measurements(accuracy) if accuracy else []
         named = policy or ([one.policy.label for one in table] or _DEFAULTS)
@@ -87,6 +97,12 @@ def _shapes(models: Sequence[str], parameters: Sequence[float], dtype: str, kv_b
         )
         for i, given in enumerate(models)
     ]
+
+
+def _examples() -> list[str]:
+    """A small and a large model to look at without a checkpoint: configurations only."""
+    folder = Path(str(files("remnant.kinetics"))) / "examples"
+    return [str(path) for path in sorted(folder.iterdir())]
 
 
 def _short(given: str) -> str:
