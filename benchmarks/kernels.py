@@ -34,7 +34,7 @@ from remnant_kernels import Op, get_op  # noqa: E402
 Row = dict[str, Any]
 RESULTS = ROOT / "benchmarks" / "results"
 GPU_SIZES = tuple((b, s) for s in (4096, 32768, 131072) for b in (1, 16))
-CPU_SIZES = ((1, 512), (1, 4096))
+CPU_SIZES = ((1, 512), (1, 2048))
 BIGGEST = 2**34
 """Bytes of keys of the largest case."""
 

@@ -36,7 +36,7 @@ class Clock:
 
     def __call__(self, act: Callable[[], Any]) -> tuple[float, float, float]:
         """(p20, p50, p80) of a call, after warming up."""
-        for _ in range(3 if self.device == "cpu" else 10):
+        for _ in range(1 if self.device == "cpu" else 10):
             act()
         times: list[float] = []
         end = time.perf_counter() + self.seconds
