@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ class HostSampler:
         """See the class."""
         self.processors, self.generator, self.prefix = processors, generator, prefix
         self._greedy = greedy
+        self._by_row: dict[int | None, Any] = {}
 
     @property
     def greedy(self) -> bool:
@@ -58,19 +60,42 @@ class HostSampler:
         return bool(self.processors)
 
     def _row(self, ids: Tensor, scores: Tensor) -> Tensor:
-        assert self.processors is not None
-        pad = self._padding(ids)
+        row = self._row_of(ids)
         ids = ids.to(scores.device)
-        if pad is not None:
-            ids = torch.cat([pad.to(ids), ids])
+        if self.prefix and row is not None:
+            ids = torch.cat([self.prefix[row].to(ids), ids])
         # Processors may write into what they are given.
-        return self.processors(ids[None], scores.clone())
+        return self._alone(row)(ids[None], scores.clone())
 
-    def _padding(self, ids: Tensor) -> Tensor | None:
-        """The padding of the row whose history this is: the engine's are views of one buffer with a line per row."""
+    def _row_of(self, ids: Tensor) -> int | None:
+        """The row of the call whose history this is: the engine's are views of one buffer with a line per row."""
         base = ids._base
-        if not self.prefix:
-            return None
-        if base is None or base.dim() != 2 or base.shape[0] != len(self.prefix):
-            return None  # a drafter's own history: its filters may differ, the target's decide
-        return self.prefix[ids.storage_offset() // base.stride(0)]
+        if not self.prefix or base is None or base.dim() != 2 or base.shape[0] != len(self.prefix):
+            return None  # a drafter's own history, without padding: its filters may differ, the target's decide
+        return ids.storage_offset() // base.stride(0)
+
+    def _alone(self, row: int | None) -> Callable[[Any, Any], Any]:
+        """The processors as one row sees them: some hold a number per row of the call, how much padding is ignored."""
+        whole: Any = self.processors
+        each: list[Any] = list(whole) if isinstance(whole, list) else []
+        if not any(_per_row(one) for one in each):
+            return whole
+        if row not in self._by_row:
+            kind: Any = type(whole)
+            self._by_row[row] = kind([_of_row(one, row) for one in each])
+        return self._by_row[row]
+
+
+def _per_row(processor: Any) -> bool:
+    return isinstance(getattr(processor, "prompt_ignore_length", None), Tensor)
+
+
+def _of_row(processor: Any, row: int | None) -> Any:
+    if not _per_row(processor):
+        return processor
+    lengths, mine = processor.prompt_ignore_length, copy.copy(processor)
+    if row is None or row >= lengths.shape[0]:
+        mine.prompt_ignore_length = lengths.new_zeros(1)
+    else:
+        mine.prompt_ignore_length = lengths[row : row + 1]
+    return mine
