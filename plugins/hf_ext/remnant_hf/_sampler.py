@@ -74,7 +74,7 @@ class HostSampler:
             return None  # a drafter's own history, without padding: its filters may differ, the target's decide
         return ids.storage_offset() // base.stride(0)
 
-    def _alone(self, row: int | None) -> Callable[[Any, Any], Any]:
+    def _alone(self, row: int | None) -> Any:
         """The processors as one row sees them: some hold a number per row of the call, how much padding is ignored."""
         whole: Any = self.processors
         each: list[Any] = list(whole) if isinstance(whole, list) else []
