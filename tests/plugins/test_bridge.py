@@ -257,3 +257,16 @@ def test_arguments_are_checked_with_helpful_text(lab: Any):
     cache = RemnantCache(lab.config("gemma3"), "snapkv", budget=64)
     with pytest.raises(ConfigError, match=r"layer 0 is not under policy 'snapkv'; accepted: 1, 3"):
         cache.kept_positions(0)
+
+
+def test_a_pass_that_raised_leaves_nothing_to_the_next(lab):
+    """Keys were stored, their attention never came: a later pass over a stock cache is not taken for it."""
+    model = lab.model("llama")
+    ids = torch.randint(1, 64, (1, 12), generator=torch.Generator().manual_seed(0))
+    want = lab.go(model, ids.expand(3, -1), None, 4)
+    cache = RemnantCache(model.config, "snapkv", budget=64, window=4)
+    for rows in (1, 3):
+        state = torch.zeros(rows, model.config.num_key_value_heads, 12, 32)
+        cache.update(state, state, 0)  # alive, and waiting for its attention
+        assert torch.equal(lab.go(model, ids.expand(3, -1), None, 4), want)
+        cache = RemnantCache(model.config, "snapkv", budget=64, window=4)

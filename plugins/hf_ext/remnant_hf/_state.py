@@ -164,6 +164,10 @@ class LayerState(DynamicLayer):
         """Whether `crop` can undo the newest tokens exactly."""
         return self.record_past or self.tail > 0
 
+    def awaits(self, key: Tensor) -> bool:
+        """Whether the attention of the newest `update` is still to come, and these keys can be its own."""
+        return self.waiting > 0 and key.shape[0] == self._batch() and key.shape[2] == self.physical
+
     def _stored(self) -> int:
         ragged = isinstance(self.store, RaggedStore | SimulatedStore)
         return self.store.mean_stored() if ragged else self.store.stored

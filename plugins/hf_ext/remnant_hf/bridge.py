@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import inspect
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -37,9 +38,12 @@ def tag(key: Tensor, layer: Any) -> Tensor:
 
 
 def set_pending(layer: Any) -> None:
-    """Remember the layer for attention classes that build a new key tensor after `update` (MLA)."""
+    """Remember the layer for attention classes that build a new key tensor after `update` (MLA).
+
+    Only as long as its cache lives: a pass that raises between `update` and its attention leaves nothing to the next.
+    """
     if not torch.compiler.is_compiling():
-        _local.layer = layer
+        _local.layer = weakref.ref(layer)
 
 
 def _claim(module: Any, key: Tensor) -> Any:
@@ -47,8 +51,9 @@ def _claim(module: Any, key: Tensor) -> Any:
     layer = getattr(key, _TAG, None)
     if torch.compiler.is_compiling():
         return layer
-    pending, _local.layer = getattr(_local, "layer", None), None
-    if layer is None and pending is not None and pending.index == getattr(module, "layer_idx", None):
+    found, _local.layer = getattr(_local, "layer", None), None
+    pending = found() if layer is None and found is not None else None
+    if pending is not None and pending.index == getattr(module, "layer_idx", None) and pending.awaits(key):
         return pending
     return layer
 
