@@ -53,9 +53,10 @@ def _claim(module: Any, key: Tensor) -> Any:
         return layer
     found, _local.layer = getattr(_local, "layer", None), None
     pending = found() if layer is None and found is not None else None
-    if pending is not None and pending.index == getattr(module, "layer_idx", None) and pending.awaits(key):
-        return pending
-    return layer
+    if pending is None or pending.index != getattr(module, "layer_idx", None):
+        return layer
+    awaits = getattr(pending, "awaits", None)  # a layer that cannot say is believed
+    return pending if awaits is None or awaits(key) else layer
 
 
 def _wrap(function: Callable[..., Any]) -> Callable[..., Any]:
