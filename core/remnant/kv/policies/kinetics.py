@@ -18,7 +18,8 @@ class Kinetics(Policy):
         page: tokens per page.
         summary: `bounds` scores a page by the largest logit that its channel-wise bounds allow (Quest), `mean` by its
             mean key, at half the bytes to search. On the testbed at a budget of 10 % a single key drowns in a mean:
-            0.06 of late passkeys and 0.30 of recalled facts, against 0.94 and 0.73 by bounds.
+            0.06 of late passkeys and 0.30 of recalled facts, against 0.94 and 0.73 by bounds
+            (`benchmarks/results/kinetics.jsonl`).
         sink_pages: first pages that are always read.
         local_pages: last pages that are always read, the open one counted.
         dense_layers: first layers that are read whole.
