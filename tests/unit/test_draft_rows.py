@@ -112,20 +112,20 @@ def test_memory_is_bounded() -> None:
     histories = Histories(lambda tokens: Kept(tokens.tolist()), 3, 100, lambda h: gone.append(h.length))
     texts = [np.array(cycle(5, 30, 10 * i), np.int32) for i in range(5)]
     histories.begin()
-    assert [histories.take(i, texts[i], 1) is not None for i in range(5)] == [True, True, True, False, False]
+    assert [histories.take(i, texts[i], 30, 1) is not None for i in range(5)] == [True, True, True, False, False]
     assert histories.tokens == 90
     histories.begin()
     grown = np.append(texts[0], np.int32(10)).astype(np.int32)
-    found = histories.take(0, grown, 1)
+    found = histories.take(0, grown, 31, 1)
     assert found is not None
     assert list(found.index) == grown.tolist()
-    assert histories.take(3, texts[3], 1) is None, "the others may only have been left out of this step"
+    assert histories.take(3, texts[3], 30, 1) is None, "the others may only have been left out of this step"
     histories.begin()
-    assert histories.take(3, texts[3], 1) is not None
+    assert histories.take(3, texts[3], 30, 1) is not None
     assert gone == [30]
     assert (len(histories), histories.tokens) == (3, 91)
     long = np.append(grown, np.zeros(80, np.int32)).astype(np.int32)
-    assert histories.take(0, long, 80) is None, "it has outgrown what there is"
+    assert histories.take(0, long, 111, 80) is None, "it has outgrown what there is"
     assert histories.tokens == 30
 
 

@@ -190,13 +190,14 @@ def pack(tokens: Iterable[Any]) -> array[int]:
     Raises:
         ConfigError: a token is not an integer from 0 to 2**31 - 1.
     """
-    if isinstance(tokens, array) and tokens.typecode == "i":
-        return tokens[:]
     try:
-        packed = _from_buffer(tokens) if hasattr(tokens, "dtype") else array("i", tokens)
+        if isinstance(tokens, array):
+            packed = tokens[:] if tokens.typecode == "i" else array("i", tokens)
+        else:
+            packed = _from_buffer(tokens) if hasattr(tokens, "dtype") else array("i", tokens)
     except (OverflowError, TypeError, ValueError) as error:
         raise ConfigError(f"tokens: {error}", accepted="integers from 0 to 2**31 - 1") from error
-    if packed and min(packed) < 0:
+    if packed and (min(packed) if len(packed) > 1 else packed[0]) < 0:
         raise ConfigError(f"a token {min(packed)}", accepted="integers from 0 to 2**31 - 1")
     return packed
 

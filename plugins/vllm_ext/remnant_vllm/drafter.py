@@ -80,27 +80,29 @@ class LookupDrafter:
             Per row at most `num_draft` token ids; none where no guess is worth checking.
         """
         self.histories.begin()
-        rows = min(len(token_ids_cpu), len(num_tokens_no_spec))
-        drafts: list[list[int]] = []
-        for row, new in enumerate(sampled_token_ids):
-            known = row < rows and len(new) > 0
-            drafts.append(self._guess(row, token_ids_cpu[row], int(num_tokens_no_spec[row]), len(new)) if known else [])
+        rows = min(len(token_ids_cpu), len(num_tokens_no_spec), len(sampled_token_ids))
+        drafts: list[list[int]] = [[] for _ in sampled_token_ids]
+        for row, length in enumerate(num_tokens_no_spec[:rows].tolist()):
+            new = len(sampled_token_ids[row])
+            if new:
+                drafts[row] = self._guess(row, token_ids_cpu[row], length, new)
         return drafts
 
     def _guess(self, row: int, text: Any, length: int, new: int) -> list[int]:
-        # The last token of a full text is sampled, not drafted.
-        limit = min(self.num_draft, self.max_model_len - length - 1)
+        limit = self.max_model_len - length - 1  # the last token of a full text is sampled, not drafted
         if limit < 1 or not 0 < length <= len(text):
             return []
+        limit = min(limit, self.num_draft)
         try:
-            found = self.histories.take(row, text[:length], new)
+            found = self.histories.take(row, text, length, new)
         except ConfigError:  # placeholders stand where tokens should
             return []
         draft = found.index.propose(limit) if found is not None else []
         if not draft and self.store is not None:
             draft = self.store.propose(_SCOPE, text[max(0, length - self.store.options.depth) : length], limit)
-        wrong = next((i for i, token in enumerate(draft) if token >= self.vocab_size), len(draft))
-        return draft[:wrong]
+        if draft and max(draft) >= self.vocab_size:
+            draft = draft[: next(i for i, token in enumerate(draft) if token >= self.vocab_size)]
+        return draft
 
     def _left(self, history: History[SuffixIndex]) -> None:
         if self.store is not None:

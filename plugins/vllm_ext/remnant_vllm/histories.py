@@ -2,27 +2,28 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 __all__ = ["Histories", "History"]
 
-_TAIL, _HEAD = 32, 64
+_TAIL, _HEAD, _WIDE = 32, 64, 4
 
 
 class Growing(Protocol):
     """What is kept of a text."""
 
     def extend(self, tokens: Any, /) -> Any:
-        """The text goes on."""
+        """The text goes on, by `array("i")`."""
         ...
 
 
 T = TypeVar("T", bound=Growing)
 
 
-@dataclass(eq=False)
+@dataclass(eq=False, slots=True)
 class History(Generic[T]):
     """One text and what is kept of it.
 
@@ -32,8 +33,9 @@ class History(Generic[T]):
         length: tokens that the index has.
         row: where it stood in the last step.
         step: the step in which it was last seen.
+        live: whether it is in the batch, as far as is known.
         head: its first tokens, as bytes.
-        key: where it is filed.
+        tail: its last ones.
     """
 
     index: T
@@ -41,16 +43,18 @@ class History(Generic[T]):
     length: int = 0
     row: int = -1
     step: int = -1
+    live: bool = False
     head: bytes = b""
-    key: tuple[int, bytes] = (0, b"")
+    tail: bytes = b""
 
 
 class Histories(Generic[T]):
     """Texts that grow at their ends, each found again in constant time.
 
     A step adds `new` tokens to a row, so in front of them the row ends as some text did: same length, same last tokens.
-    A text that was swapped to another row, or left the batch and came back, is found in the same way. Texts that are
-    alike in all that are one text for this purpose; a wrong one costs accepted drafts, never a wrong token.
+    Mostly it is the text that stood there before. One that was swapped to another row, or left the batch and came back,
+    is found by its end. Texts that are alike in that and in how they begin are one text for this purpose; a wrong one
+    costs accepted drafts, never a wrong token.
 
     Args:
         make: makes the index of a text from its prompt, `[n]` int32.
@@ -70,9 +74,12 @@ class Histories(Generic[T]):
     ) -> None:
         """See the class."""
         self._make, self._most, self._most_tokens, self._gone, self._left = make, most, most_tokens, gone, left
-        self._filed: dict[tuple[int, bytes], list[History[T]]] = {}
-        self._live: dict[int, History[T]] = {}  # in the batch, as far as is known; the first one was seen first
+        self._live: dict[int, History[T]] = {}  # in the batch, as far as is known
         self._idle: dict[int, History[T]] = {}  # not in it; the first one has left first
+        self._rows: dict[int, History[T]] = {}  # by the row where it stood last
+        self._filed: dict[tuple[int, bytes], list[History[T]]] = {}  # idle ones by their ends
+        self._moving: dict[tuple[int, bytes], list[History[T]]] | None = None  # live ones, made when a row has moved
+        self._seen = 0
         self.tokens = 0
         self.step = 0
         self.built = 0
@@ -90,73 +97,89 @@ class Histories(Generic[T]):
 
         What was not seen in the step before has left.
         """
+        if self._seen < len(self._live):
+            for history in [h for h in self._live.values() if h.step < self.step]:
+                self._leave(history)
         self.step += 1
-        while self._live:
-            history = next(iter(self._live.values()))
-            if history.step >= self.step - 1:
-                return
-            self._idle[id(history)] = self._live.pop(id(history))
-            if self._left is not None:
-                self._left(history)
+        self._seen, self._moving = 0, None
 
-    def take(self, row: int, tokens: Any, new: int) -> History[T] | None:
+    def take(self, row: int, text: Any, length: int, new: int) -> History[T] | None:
         """The text in a row, with its index brought up to date.
 
         Args:
             row: its place in the batch.
-            tokens: `[n]` int32 array, the whole text.
+            text: `[length or more]` int32 array.
+            length: tokens of it.
             new: how many of them this step added.
 
         Returns:
             The text; None where there is no room for one more.
         """
-        known = max(0, len(tokens) - new)
-        found = self._find(row, tokens, known)
-        if found is None:
-            found = self._create(tokens, known)
-        if found is None:
-            return None
-        found.row, found.step = row, self.step
-        self._forget(found)  # it makes no room for itself
-        self._live[id(found)] = found
-        if not self._room(len(tokens) - known, 0):
+        known = length - new if length > new else 0
+        end = text[known - _TAIL if known > _TAIL else 0 : length].tobytes()
+        added = array("i", end[(known - length) * _WIDE :])
+        before = end[: (known - length) * _WIDE]
+        found = self._rows.get(row)
+        if found is None or not self._is(found, known, before, text):
+            found = self._find(known, before, text) or self._create(known, before, text)
+            if found is None:
+                return None
+            self._stand(found, row)
+        found.step = self.step
+        if self.tokens + len(added) > self._most_tokens and not self._room(len(added), 0):
             self._drop(found)
             return None
-        found.index.extend(tokens[known:])
-        self.tokens += len(tokens) - known
-        found.length = len(tokens)
-        self._file(found, tokens)
+        found.index.extend(added)
+        self.tokens += len(added)
+        found.length, found.tail = length, end[-_TAIL * _WIDE :]
+        self._seen += 1
         return found
 
-    def _find(self, row: int, tokens: Any, known: int) -> History[T] | None:
-        key = _key(tokens, known)
-        found: History[T] | None = None
-        for history in self._filed.get(key, ()):
-            same = tokens[: len(history.head) // tokens.itemsize].tobytes() == history.head
-            if same and history.step < self.step and (found is None or history.row == row):
-                found = history
-        return found
+    def _is(self, history: History[T], known: int, before: bytes, text: Any) -> bool:
+        return (
+            history.length == known
+            and history.tail == before
+            and history.step < self.step
+            and text[: len(history.head) // _WIDE].tobytes() == history.head
+        )
 
-    def _create(self, tokens: Any, known: int) -> History[T] | None:
+    def _find(self, known: int, before: bytes, text: Any) -> History[T] | None:
+        if self._moving is None:
+            self._moving = {}
+            for history in self._live.values():
+                self._moving.setdefault((history.length, history.tail), []).append(history)
+        key = (known, before)
+        for history in (*self._moving.get(key, ()), *self._filed.get(key, ())):
+            if self._is(history, known, before, text):
+                return history
+        return None
+
+    def _create(self, known: int, before: bytes, text: Any) -> History[T] | None:
         if not self._room(known, 1):
             return None
         self.built += 1
-        made = History(self._make(tokens[:known]), known, known, head=tokens[: min(_HEAD, known)].tobytes())
-        self._live[id(made)] = made
+        made = History(self._make(text[:known]), known, known, head=text[: min(_HEAD, known)].tobytes(), tail=before)
         self.tokens += known
         return made
 
-    def _file(self, history: History[T], tokens: Any) -> None:
-        self._unfile(history)
-        history.key = _key(tokens, history.length)
-        self._filed.setdefault(history.key, []).append(history)
+    def _stand(self, history: History[T], row: int) -> None:
+        """It is in the batch, in this row."""
+        if not history.live:
+            self._forget(history)
+            self._live[id(history)] = history
+            history.live = True
+        elif self._rows.get(history.row) is history:
+            del self._rows[history.row]
+        history.row = row
+        self._rows[row] = history
 
-    def _unfile(self, history: History[T]) -> None:
-        filed = self._filed.get(history.key, [])
-        if history in filed:
-            filed.remove(history)
-            if not filed:
-                del self._filed[history.key]
+    def _leave(self, history: History[T]) -> None:
+        """It has left the batch, and can be found by its end if it comes back."""
+        self._forget(history)
+        self._idle[id(history)] = history
+        self._filed.setdefault((history.length, history.tail), []).append(history)
+        if self._left is not None:
+            self._left(history)
 
     def _room(self, tokens: int, texts: int) -> bool:
         """Make room, by texts that have left the batch."""
@@ -170,14 +193,17 @@ class Histories(Generic[T]):
     def _drop(self, history: History[T]) -> None:
         if self._gone is not None:
             self._gone(history)
-        self._unfile(history)
         self._forget(history)
         self.tokens -= history.length
 
     def _forget(self, history: History[T]) -> None:
+        """Take it out of all books."""
+        history.live = False
         self._live.pop(id(history), None)
-        self._idle.pop(id(history), None)
-
-
-def _key(tokens: Any, length: int) -> tuple[int, bytes]:
-    return length, tokens[max(0, length - _TAIL) : length].tobytes()
+        if self._rows.get(history.row) is history:
+            del self._rows[history.row]
+        if self._idle.pop(id(history), None) is not None:
+            alike = self._filed[history.length, history.tail]
+            alike.remove(history)
+            if not alike:
+                del self._filed[history.length, history.tail]

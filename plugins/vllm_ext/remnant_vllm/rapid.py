@@ -122,7 +122,7 @@ class RapidDrafter:
             limit = min(self.num_draft, self.max_model_len - length - 1)  # the last token of a full text is sampled
             if not len(new) or limit < 1:
                 continue
-            found = self.histories.take(row, token_ids_cpu[row, :length], len(new))
+            found = self.histories.take(row, token_ids_cpu[row], length, len(new))
             room = self._room(found.index) if found is not None else 0
             if found is not None and room > 0:
                 texts[row], limits[row] = found.index, min(limit, room)
