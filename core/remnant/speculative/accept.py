@@ -1,7 +1,6 @@
 """Exact acceptance of drafted tokens: what is emitted is distributed as the target alone would have it.
 
-Pure tensors, no model. Uniforms lie in `[0, 1)`; a draw by inverse CDF takes the first token whose cumulative mass
-exceeds its uniform, so that a token without mass is never drawn.
+Pure tensors, no model.
 """
 
 from __future__ import annotations
@@ -13,9 +12,10 @@ import torch
 from torch import Tensor
 
 from remnant.errors import ShapeError
-from remnant.speculative._checks import Mode, check_chain, check_values, check_walk, whole, wide
-from remnant.speculative._lists import floats, ints
+from remnant.speculative._checks import Mode, check_chain, check_values, wide
+from remnant.speculative._draws import draw, reject, residual, residual_det, uniforms
 from remnant.speculative._rows import at_place, choose
+from remnant.speculative._walk import follow, tree_steps
 
 if TYPE_CHECKING:
     from remnant.speculative.tree import Tree
@@ -61,38 +61,6 @@ class Walk(NamedTuple):
 
     path: Tensor
     next: Tensor
-
-
-def residual(p: Tensor, q: Tensor) -> Tensor:
-    """What is left of the target's distribution after a token drawn from `q` was rejected.
-
-    Args:
-        p: `[..., V]`, the target's probabilities.
-        q: `[..., V]`, the drafter's.
-
-    Returns:
-        `max(p - q, 0)` normalised, `[..., V]` float32 or float64; `p` where nothing is left, which only rounding
-        can reach.
-
-    Source: Leviathan et al. 2023, arXiv 2211.17192, algorithm 1.
-    Example: residual(torch.tensor([0.5, 0.5]), torch.tensor([0.75, 0.25])) -> [0., 1.]
-    """
-    p, q = wide(p), wide(q)
-    return _normalised((p - q).clamp(min=0), p)
-
-
-def residual_det(p: Tensor, token: Tensor) -> Tensor:
-    """What is left after a token that was not drawn, but named, was rejected.
-
-    Args:
-        p: `[..., V]`, the target's probabilities.
-        token: `[...]` int64.
-
-    Returns:
-        `p` without the token, normalised; `p` itself where the token held all the mass.
-    """
-    p = wide(p)
-    return _normalised(p.scatter(-1, token.unsqueeze(-1), 0.0), p)
 
 
 def accept_chain(
@@ -205,91 +173,5 @@ def walk_tree(tree: Tree, p_at: Callable[[int], Tensor], mode: Mode, u: Tensor) 
         mode: see `accept_tree`.
         u: `[n]` uniforms; see `accept_tree`.
     """
-    check_walk(tree, mode, u)
-    ids, chances = ints(tree.ids), floats(u)
-    kin = tree.family()
-    node, path = 0, list[int]()
-    left = whole(p_at(0))
-    while kids := kin[node]:
-        if max(ids[kid] for kid in kids) >= left.shape[-1]:
-            raise ShapeError(f"a token id among {[ids[kid] for kid in kids]}", accepted=f"below {left.shape[-1]}")
-        tokens, bars = [ids[kid] for kid in kids], [chances[kid] for kid in kids]
-        q = None if mode == "det" or tree.q_full is None else tree.q_full[node]
-        taken, left = _listed(left, tokens, bars) if q is None else _drawn(left, tokens, bars, q, mode)
-        if taken is None:
-            break
-        node = kids[taken]
-        path.append(node)
-        left = whole(p_at(node))
+    path, left = follow(tree_steps(tree, mode, u), p_at)
     return Walk(tree.ids.new_tensor(path), draw(left, u[0].to(left.device)))
-
-
-def reject(p: Tensor, token: Tensor, q: Tensor | None, mode: Mode) -> tuple[Tensor, Tensor | None]:
-    """The distributions of the target and of the drafter for the next child, after one child was rejected.
-
-    Args:
-        p: `[..., V]`, what was left of the target's distribution before the child.
-        token: `[...]` int64, the rejected child.
-        q: `[..., V]`, what the child was drawn from; None for "det".
-        mode: see `accept_tree`.
-    """
-    if mode == "det" or q is None:
-        return residual_det(p, token), None
-    left = residual(p, q)
-    return left, residual_det(q, token) if mode == "without_replacement" else q
-
-
-def draw(p: Tensor, u: Tensor) -> Tensor:
-    """Draw one token per row by inverse CDF.
-
-    Args:
-        p: `[..., V]`, weights that need not sum to 1.
-        u: `[...]` uniforms in `[0, 1)`.
-
-    Returns:
-        `[...]` int64, never a token without mass.
-    """
-    # A float32 sum over a large vocabulary is too coarse to find rare tokens by.
-    cdf = p.cumsum(-1, dtype=p.dtype if p.device.type == "mps" else torch.float64)
-    at = torch.searchsorted(cdf, (u.to(cdf.dtype) * cdf[..., -1]).unsqueeze(-1), right=True)
-    at = at.clamp(max=p.shape[-1] - 1)
-    # At the upper end rounding, and on devices a parallel sum, may point at a token beside the mass.
-    return torch.where(p.gather(-1, at) > 0, at, p.argmax(-1, keepdim=True)).squeeze(-1)
-
-
-def uniforms(shape: tuple[int, ...], like: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Uniforms in `[0, 1)` for a tensor's device, drawn where the generator lives."""
-    device = like.device if generator is None else generator.device
-    kind = torch.float32 if device.type == "mps" else torch.float64
-    return torch.rand(shape, generator=generator, device=device, dtype=kind).to(like.device)
-
-
-def _normalised(rest: Tensor, fallback: Tensor) -> Tensor:
-    mass = rest.sum(-1, keepdim=True)
-    none = mass <= 0
-    return torch.addcmul(rest / (mass + none), fallback, none.to(rest.dtype))
-
-
-def _listed(p: Tensor, tokens: list[int], bars: list[float]) -> tuple[int | None, Tensor]:
-    """Try listed children: only their own mass is needed, so the vocabulary is touched once."""
-    at = torch.tensor(tokens, device=p.device)
-    *masses, rest = floats(torch.cat([p[at], p.sum(-1, keepdim=True)]))
-    seen = set[int]()
-    for place, (token, mass, bar) in enumerate(zip(tokens, masses, bars, strict=True)):
-        mass = 0.0 if token in seen else mass
-        if mass > 0 and bar * rest < mass:
-            return place, p
-        seen.add(token)
-        rest -= mass
-    return None, _normalised(p.index_fill(0, at, 0.0), p)
-
-
-def _drawn(p: Tensor, tokens: list[int], bars: list[float], q: Tensor, mode: Mode) -> tuple[int | None, Tensor]:
-    """Try drawn children: each rejection leaves another distribution."""
-    rest: Tensor | None = q.to(p)
-    for place, (token, bar) in enumerate(zip(tokens, bars, strict=True)):
-        assert rest is not None
-        if bar * float(rest[token]) < float(p[token]):
-            return place, p
-        p, rest = reject(p, torch.tensor(token, device=p.device), rest, mode)
-    return None, p
