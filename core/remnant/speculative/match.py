@@ -20,6 +20,7 @@ __all__ = [
     "grounds_of",
     "most_shared",
     "pack",
+    "packed",
 ]
 
 JUDGED: Final = 4
@@ -31,6 +32,7 @@ _TRUST: Final = (0.92, 1.0, 0.8, 0.5, 1.0)
 
 _PRIOR: Final = (0.0, 0.6, 0.7, 0.7, 0.75, 0.8, 0.8, 0.85, 0.88, 0.9, 0.92, 0.93, 0.94, 0.95, 0.95, 0.95, 0.97, 0.98)
 """Chance that the next token is right, by length of match: single lengths, 16 to 31, and above; where to start from."""
+_PRIORS: Final = tuple(tuple(trust * prior for prior in _PRIOR) for trust in _TRUST)
 _WEIGHT: Final = 4.0
 """Tokens that the prior counts for."""
 _SINGLE, _LONG = 16, 32
@@ -86,7 +88,7 @@ class Rates:
         """Begin with the prior alone."""
         self._hits = [[0] * len(_PRIOR) for _ in _TRUST]
         self._seen = [[0] * len(_PRIOR) for _ in _TRUST]
-        self._chances = [[_prior(grounds, bucket) for bucket in range(len(_PRIOR))] for grounds in range(len(_TRUST))]
+        self._chances = [list(priors) for priors in _PRIORS]
 
     def count(self, length: int, grounds: int, run: int, sign: int = 1, failed: bool = True) -> None:
         """Count a match of `length` tokens that went on for `run` tokens and then failed; a `sign` of -1 takes it back.
@@ -94,9 +96,12 @@ class Rates:
         Where it has not `failed`, only the tokens that were right are counted. The first token is counted for the
         grounds that the match had, those after it as copied.
         """
+        if not run:
+            if failed:
+                self._add(grounds, _BUCKETS[min(length, _LONG)], 0, sign)
+            return
         end = length + run
-        if run:
-            self._add(grounds, _BUCKETS[min(length, _LONG)], sign, sign)
+        self._add(grounds, _BUCKETS[min(length, _LONG)], sign, sign)
         low = length + 1
         for bucket in range(low, min(end, _SINGLE)):
             self._add(COPIED, bucket, sign, sign)
@@ -105,26 +110,30 @@ class Rates:
             if inside > 0:
                 self._add(COPIED, bucket, sign * inside, sign * inside)
         if failed:
-            self._add(COPIED if run else grounds, _BUCKETS[min(end, _LONG)], 0, sign)
+            self._add(COPIED, _BUCKETS[min(end, _LONG)], 0, sign)
 
     def expected(self, length: int, grounds: int, limit: int) -> float:
         """Tokens of a draft of `limit` after a match of `length` tokens that are expected to be accepted."""
-        whole, total, chances = 1.0, 0.0, self._chances[grounds]
-        for at in range(length, length + limit):
+        if limit <= 0:
+            return 0.0
+        total = whole = self._chances[grounds][_BUCKETS[length] if length < _LONG else _SINGLE + 1]
+        chances = self._chances[COPIED]
+        if length >= _LONG:
+            for _ in range(limit - 1):
+                whole *= chances[_SINGLE + 1]
+                total += whole
+            return total
+        for at in range(length + 1, length + limit):
             whole *= chances[_BUCKETS[at] if at < _LONG else _SINGLE + 1]
             total += whole
-            chances = self._chances[COPIED]
         return total
 
     def _add(self, grounds: int, bucket: int, hits: int, seen: int) -> None:
-        self._hits[grounds][bucket] += hits
-        self._seen[grounds][bucket] += seen
-        known = self._hits[grounds][bucket] + _WEIGHT * _prior(grounds, bucket)
-        self._chances[grounds][bucket] = known / (self._seen[grounds][bucket] + _WEIGHT)
-
-
-def _prior(grounds: int, bucket: int) -> float:
-    return _TRUST[grounds] * _PRIOR[bucket]
+        right, all_of = self._hits[grounds], self._seen[grounds]
+        right[bucket] += hits
+        all_of[bucket] += seen
+        known = right[bucket] + _WEIGHT * _PRIORS[grounds][bucket]
+        self._chances[grounds][bucket] = known / (all_of[bucket] + _WEIGHT)
 
 
 def grounds_of(token: int, following: list[int]) -> int:
@@ -190,16 +199,26 @@ def pack(tokens: Iterable[Any]) -> array[int]:
     Raises:
         ConfigError: a token is not an integer from 0 to 2**31 - 1.
     """
+    made = packed(tokens)
+    return made[:] if made is tokens else made
+
+
+def packed(tokens: Iterable[Any]) -> array[int]:
+    """What `pack` gives, or the tokens themselves where they are packed already.
+
+    Raises:
+        ConfigError: as `pack`.
+    """
     try:
-        if isinstance(tokens, array):
-            packed = tokens[:] if tokens.typecode == "i" else array("i", tokens)
+        if isinstance(tokens, array) and tokens.typecode == "i":
+            made = tokens
         else:
-            packed = _from_buffer(tokens) if hasattr(tokens, "dtype") else array("i", tokens)
+            made = _from_buffer(tokens) if hasattr(tokens, "dtype") else array("i", tokens)
     except (OverflowError, TypeError, ValueError) as error:
         raise ConfigError(f"tokens: {error}", accepted="integers from 0 to 2**31 - 1") from error
-    if packed and (min(packed) if len(packed) > 1 else packed[0]) < 0:
-        raise ConfigError(f"a token {min(packed)}", accepted="integers from 0 to 2**31 - 1")
-    return packed
+    if made and (made[0] if len(made) == 1 else min(made)) < 0:
+        raise ConfigError(f"a token {min(made)}", accepted="integers from 0 to 2**31 - 1")
+    return made
 
 
 def as_bytes(tokens: Iterable[Any]) -> bytes:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterable, Sequence
+from struct import Struct
 from typing import Final
 
 from remnant.errors import ConfigError
@@ -21,6 +22,7 @@ from remnant.speculative.match import (
     grounds_of,
     most_shared,
     pack,
+    packed,
 )
 from remnant.speculative.turns import common_prefix
 
@@ -29,6 +31,9 @@ __all__ = ["MatchOptions", "SuffixIndex"]
 _PENDING: Final = 16
 """Tokens that a match may foretell before they are indexed: together they cost less; too many make one call slow."""
 _NO_MATCH: Final = (-1, 0, 0)
+_WIDE: Final = 4
+"""Bytes of a token."""
+_TURN: Final = Struct("=5i").pack
 _NOTHING: Final = 1e-9
 """Less than any match makes one expect."""
 
@@ -63,7 +68,8 @@ class SuffixIndex:
     def __init__(self, prompt: Iterable[int] = (), options: MatchOptions | None = None) -> None:
         """See the class."""
         self.options = options or MatchOptions()
-        self._orders = (self.options.long_match, self.options.min_match)
+        self._longest, self._most = self.options.long_match, self.options.max_tokens
+        self._orders = (self._longest, self.options.min_match)
         self._least = max(self.options.min_share * JUDGED, _NOTHING)
         self._reset(pack(prompt))
 
@@ -82,17 +88,20 @@ class SuffixIndex:
         Raises:
             ConfigError: see the class; nothing is appended then.
         """
-        history, new = self._tokens, pack(tokens)
-        ahead = self._source + len(history) - self._at
-        if self._source >= 0 and len(new) > 2 and history[ahead : ahead + len(new) - 1] == new[:-1]:
-            history.extend(new[:-1])  # all as foretold but for the last, perhaps: what a host that drafts hands over
-            del new[:-1]
-        n = len(history)
+        history, new = self._tokens, packed(tokens)
+        n, source, more = len(history), self._source, len(new) - 1
+        if more > 1 and source >= 0:
+            ahead = source + n - self._at
+            if history[ahead : ahead + more] == new[:-1]:  # all as foretold but for the last, perhaps
+                history += new[:-1]
+                n += more
+                new = new[-1:]
         for token in new:
             history.append(token)
             n += 1
-            if self._source < 0 or history[self._source + n - 1 - self._at] != token:
+            if source < 0 or history[source + n - 1 - self._at] != token:
                 self._turn(n)
+                source = self._source
         if n - self._indexed >= _PENDING:
             self._index(n)
 
@@ -101,9 +110,10 @@ class SuffixIndex:
 
         A match that overlaps the end goes on in its own period.
         """
-        if limit <= 0 or self.expected(JUDGED) < self._least:
+        source = self._source
+        if limit <= 0 or source < 0 or self.expected(JUDGED) < self._least:
             return []
-        start = self.match()[0]
+        start = source + len(self._tokens) - self._at
         draft = self._tokens[start : start + limit].tolist()
         while len(draft) < limit:  # the match runs into the end: its continuation is the draft itself
             draft += draft[: limit - len(draft)]
@@ -201,14 +211,14 @@ class SuffixIndex:
         run = n - 1 - self._at
         if self._source >= 0:
             self._rates.count(self._length, self._grounds, run)
-            if self._length + run >= self.options.long_match:
+            if self._length + run >= self._longest:
                 self._diagonal = self._at - self._source
         self._search(n)
 
     def _search(self, n: int) -> None:
         self._at = n
-        self._source, self._length, self._grounds = self._find(n)
-        self._turns.extend((n, self._source, self._length, self._grounds, self._diagonal))
+        self._source, self._length, self._grounds = source, length, grounds = self._find(n)
+        self._turns.frombytes(_TURN(n, source, length, grounds, self._diagonal))
 
     def _clear(self, base: int) -> None:
         self._base = self._indexed = base
@@ -220,35 +230,40 @@ class SuffixIndex:
         end = n - 1
         if end < 0:
             return _NO_MATCH
-        if self._indexed != end or self._base or n > self.options.max_tokens:
+        if self._indexed != end or self._base or n > self._most:
             self._index(end)
         self._indexed = n
         self._searches += 1
         self._linked += 1
-        inside, best = n - self._base, None
+        inside, best = n - self._base, _NO_MATCH
+        newest = self._tokens[n - self._longest if n > self._longest else 0 : n].tobytes()
         for order, heads, chain in self._levels:
             q = -1
             if inside >= order:
-                key = self._tokens[n - order : n].tobytes()
+                key = newest[-_WIDE * order :]
                 q = heads.get(key, -1)
                 heads[key] = end
             chain.append(q)
-            if q >= 0 and best is None:
+            if q >= 0 and best is _NO_MATCH:
                 best = self._choose(q, end, order, chain)
-        return best or _NO_MATCH
+        return best
 
     def _choose(self, q: int, end: int, order: int, chain: array[int]) -> tuple[int, int, int]:
         tokens, base, depth = self._tokens, self._base, self.options.depth
-        best, found, following, left = 0, list[int](), list[int](), self.options.probes
-        while q >= 0 and left:
-            length = common_suffix(tokens, q, end, order, depth)
-            if length > best:
-                best, found = length, [q]
-            elif length == best:
+        best, found, following = order, list[int](), list[int]()
+        for _ in range(self.options.probes):
+            if q >= best and tokens[q - best] == tokens[end - best]:  # perhaps longer than all before
+                length = common_suffix(tokens, q, end, order, depth)
+                if length > best:
+                    best, found = length, [q]
+                elif length == best:
+                    found.append(q)
+            elif best == order or common_suffix(tokens, q, end, order, best) == best:
                 found.append(q)
             following.append(tokens[q + 1])
             q = chain[q - base]
-            left -= 1
+            if q < 0:
+                break
         self._probes += len(following)
         chosen = found[0]
         if len(found) > 1:

@@ -117,11 +117,11 @@ class Histories(Generic[T]):
         """
         known = length - new if length > new else 0
         end = text[known - _TAIL if known > _TAIL else 0 : length].tobytes()
-        added = array("i", end[(known - length) * _WIDE :])
-        before = end[: (known - length) * _WIDE]
+        cut = (known - length) * _WIDE
+        added = array("i", end[cut:])
         found = self._rows.get(row)
-        if found is None or not self._is(found, known, before, text):
-            found = self._find(known, before, text) or self._create(known, before, text)
+        if found is None or not self._is(found, known, end, text):
+            found = self._find(known, end[:cut], text) or self._create(known, end[:cut], text)
             if found is None:
                 return None
             self._stand(found, row)
@@ -135,10 +135,10 @@ class Histories(Generic[T]):
         self._seen += 1
         return found
 
-    def _is(self, history: History[T], known: int, before: bytes, text: Any) -> bool:
+    def _is(self, history: History[T], known: int, end: bytes, text: Any) -> bool:
         return (
             history.length == known
-            and history.tail == before
+            and end.startswith(history.tail)
             and history.step < self.step
             and text[: len(history.head) // _WIDE].tobytes() == history.head
         )
