@@ -78,6 +78,10 @@ class _CoreThree(_Core):
     options = MatchOptions(min_match=3, min_share=0)
 
 
+class _CoreFive(_Core):
+    options = MatchOptions(min_match=5, min_share=0)
+
+
 class _Drafter(_Base):
     """The drafter through its torch interface, with a store that lasts for the whole run or without."""
 
@@ -167,6 +171,7 @@ PROPOSERS: dict[str, Callable[[int, int, int], Proposer]] = {
     "lookup": _Core,
     "lookup 2, always": _CoreAlways,
     "lookup 3, always": _CoreThree,
+    "lookup 5, always": _CoreFive,
     "lookup in vllm": _Plugin,
     "lookup drafter": _Drafter,
     "lookup with store": _stored,
@@ -174,7 +179,7 @@ PROPOSERS: dict[str, Callable[[int, int, int], Proposer]] = {
     "hf prompt lookup": _Transformers,
 }
 """Made with the draft length, the rows of a batch, and the most tokens of a text. The number is the least match, and
-`always` drafts at every match, as ngram does: 2 is to be compared with 2-4, and 3 with 3-5."""
+`always` drafts at every match, as ngram does: 2 is to be compared with 2-4, 3 with 3-5, and 5 with 5-5."""
 
 SINGLE = ("lookup drafter", "lookup with store", "hf prompt lookup")
 """Measured with one row at a time only: the store fills between requests, and transformers knows no batches here."""
