@@ -11,6 +11,8 @@ signature. `dispatch` picks one, once, and says so. Every operation can be fuzze
 from __future__ import annotations
 
 from remnant_kernels.dispatch import chosen, run
-from remnant_kernels.op import Op, get_op, list_ops
+from remnant_kernels.op import Op, get_op, list_ops, load
 
 __all__ = ["Op", "chosen", "get_op", "list_ops", "run"]
+
+load(__path__)

@@ -1,14 +1,16 @@
 """Which provider of an operation runs: chosen once per operation and kind of device, and said in the log.
 
 `REMNANT_KERNELS` forces one for all: `naive`, `fast` or `triton`. A forced provider that cannot run is an error;
-without one, CUDA tensors go to Triton and all others to `fast`.
+without one, CUDA tensors go to Triton and all others to `fast`. Float64 and gradients, for which there are no kernels,
+go to `fast` everywhere.
+
+What was chosen stands in plain dictionaries, because `torch.compile` looks through `functools.cache`, with a warning.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -21,12 +23,26 @@ __all__ = ["FORCE", "INTERPRET", "chosen", "forget", "run", "wanted"]
 
 FORCE, INTERPRET = "REMNANT_KERNELS", "TRITON_INTERPRET"
 PROVIDERS = ("naive", "fast", "triton")
+TRITON_FOUND = find_spec("triton") is not None
+"""Looked for once, here: a compiled step cannot look."""
+
 _log = logging.getLogger("remnant.kernels")
+_choices: dict[tuple[str, str], tuple[str, str]] = {}
+_providers: dict[tuple[str, str, bool], Provider] = {}
 
 
 def run(op: Op, **kwargs: Any) -> Any:
-    """Run an operation with the provider chosen for the device of its first tensor."""
-    return _provider(op.name, _device(kwargs))(**kwargs)
+    """Run an operation with the provider chosen for the device of its first tensor.
+
+    Raises:
+        ConfigError: there is no tensor, or Triton was forced for what it does not take.
+    """
+    tensors = [value for value in kwargs.values() if isinstance(value, torch.Tensor)]
+    if not tensors:
+        raise ConfigError("no tensor among the arguments", accepted="keyword arguments as `Op.example` gives them")
+    key = (op.name, tensors[0].device.type, _for_kernels(*tensors))
+    provider = _providers.get(key)
+    return (provider or _provider(key))(**kwargs)
 
 
 def chosen(name: str, device: str | torch.device = "cpu") -> str:
@@ -42,27 +58,53 @@ def chosen(name: str, device: str | torch.device = "cpu") -> str:
 def wanted(name: str, like: torch.Tensor) -> bool:
     """Whether a kernel runs an operation on the device of a tensor; callers with a way of their own ask before.
 
-    False for numbers that kernels do not take, such as float64.
+    False for what kernels do not take: numbers such as float64, and tensors that need a gradient.
     """
     kinds = (torch.float32, torch.float16, torch.bfloat16)
-    return like.dtype in kinds and chosen(name, like.device) == "triton"
+    return like.dtype in kinds and _for_kernels(like) and chosen(name, like.device) == "triton"
 
 
 def forget() -> None:
     """Choose anew: after `REMNANT_KERNELS` was changed in a running process."""
-    _choice.cache_clear()
-    _provider.cache_clear()
+    _choices.clear()
+    _providers.clear()
 
 
-@cache
-def _provider(name: str, device: str) -> Provider:
-    op, (which, why) = get_op(name), _choice(name, device)
-    _log.info("%s on %s: %s (%s)", name, device, which, why)
-    return getattr(op, which)
+def _for_kernels(*tensors: torch.Tensor) -> bool:
+    """Whether a kernel computes what is asked for: none is for float64, and none has a backward pass."""
+    if tensors[0].dtype == torch.float64:
+        return False
+    if torch.is_grad_enabled():
+        for tensor in tensors:
+            if tensor.requires_grad:
+                return False
+    return True
 
 
-@cache
+def _provider(key: tuple[str, str, bool]) -> Provider:
+    name, device, for_kernels = key
+    which, why = _choice(name, device)
+    if which == "triton" and not for_kernels:
+        if os.environ.get(FORCE) == "triton":
+            raise ConfigError(f"{FORCE}=triton with {name}", accepted="tensors without gradients, not float64")
+        which, why = "fast", "float64 or a gradient"
+    provider: Provider = getattr(get_op(name), which)
+    if not torch.compiler.is_compiling():  # a log line would break the graph; the next call outside of it says it
+        _log.info("%s on %s: %s (%s)", name, device, which, why)
+        _providers[key] = provider
+    return provider
+
+
 def _choice(name: str, device: str) -> tuple[str, str]:
+    found = _choices.get((name, device))
+    if found is None:
+        found = _choose(name, device)
+        if not torch.compiler.is_compiling():  # a graph that writes down its choice is compiled again at the next step
+            _choices[name, device] = found
+    return found
+
+
+def _choose(name: str, device: str) -> tuple[str, str]:
     forced = os.environ.get(FORCE, "")
     if forced and forced not in PROVIDERS:
         raise unknown(FORCE, forced, PROVIDERS)
@@ -72,13 +114,13 @@ def _choice(name: str, device: str) -> tuple[str, str]:
         return forced, f"{FORCE}={forced}"
     if device != "cuda":
         return "fast", "not a CUDA device"
-    if find_spec("triton") is None:
+    if not TRITON_FOUND:
         return "fast", "triton is not installed"
     return "triton", "a CUDA device"
 
 
 def _require_triton(name: str, device: str) -> None:
-    if find_spec("triton") is None:
+    if not TRITON_FOUND:
         raise MissingExtra(f"{FORCE}=triton", "triton", "kernels")
     if device != "cuda" and os.environ.get(INTERPRET) != "1":
         raise ConfigError(
@@ -86,10 +128,3 @@ def _require_triton(name: str, device: str) -> None:
             accepted="CUDA tensors",
             do=f"{INTERPRET}=1 runs kernels on a CPU, slowly",
         )
-
-
-def _device(kwargs: dict[str, Any]) -> str:
-    for value in kwargs.values():
-        if isinstance(value, torch.Tensor):
-            return value.device.type
-    raise ConfigError("no tensor among the arguments", accepted="keyword arguments as `Op.example` gives them")

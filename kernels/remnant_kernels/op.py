@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pkgutil import iter_modules
 from typing import Any, Literal
 
@@ -14,7 +13,7 @@ import torch
 from remnant.errors import unknown
 from remnant.lazy import needs
 
-__all__ = ["Op", "Provider", "Size", "get_op", "list_ops"]
+__all__ = ["Op", "Provider", "Size", "get_op", "list_ops", "load"]
 
 Size = Literal["small", "odd", "large"]
 Provider = Callable[..., Any]
@@ -77,25 +76,27 @@ class Op:
         return run(self, **kwargs)
 
 
-@cache
 def _kernel(name: str) -> Provider:
     with needs("kernels", wanted_by=f"remnant_kernels.{name}"):
         module = importlib.import_module(f"remnant_kernels.{name}.triton")
     return getattr(module, name)
 
 
-@cache
-def _ops() -> dict[str, Op]:
-    """Every folder of this package that holds an operation, by name."""
-    import remnant_kernels
+_ops: dict[str, Op] = {}
 
-    names = sorted(found.name for found in iter_modules(remnant_kernels.__path__) if found.ispkg)
-    return {name: importlib.import_module(f"remnant_kernels.{name}").OP for name in names}
+
+def load(folders: Sequence[str]) -> None:
+    """Import every folder of a package that holds an operation; once, as the package itself is imported.
+
+    Not at the first `get_op`: that may be within `torch.compile`, which imports nothing.
+    """
+    for name in sorted(found.name for found in iter_modules(folders) if found.ispkg):
+        _ops[name] = importlib.import_module(f"remnant_kernels.{name}").OP
 
 
 def list_ops() -> list[Op]:
     """Every operation, sorted by name."""
-    return list(_ops().values())
+    return list(_ops.values())
 
 
 def get_op(name: str) -> Op:
@@ -104,6 +105,7 @@ def get_op(name: str) -> Op:
     Raises:
         ConfigError: there is none of that name.
     """
-    if name not in _ops():
-        raise unknown("operation", name, _ops())
-    return _ops()[name]
+    found = _ops.get(name)
+    if found is None:
+        raise unknown("operation", name, _ops)
+    return found

@@ -19,9 +19,9 @@ from transformers import DynamicCache  # noqa: E402
 
 from remnant.errors import UnsupportedPolicy  # noqa: E402
 from remnant.kv import Keep, KVView, Policy, Side, Trigger, get_policy, select  # noqa: E402
-from remnant.kv.merge import naive_merge  # noqa: E402
 from remnant.kv.policies.d2o import D2O  # noqa: E402
 from remnant_hf import RemnantCache  # noqa: E402
+from remnant_kernels import get_op  # noqa: E402
 
 LAYERS, HEADS, KV_HEADS, SIZE = 4, 8, 2, 16
 
@@ -115,7 +115,10 @@ def test_s2_d2o_stores_the_naive_merge(lab):
         lab.feed(cache, part)
         for view, keep in SEEN:
             store = cache.governed[view.layer].store
-            assert torch.allclose(store.get("v"), naive_merge(view.v, keep).float(), atol=1e-6)
+            merge = keep.merge
+            assert merge is not None
+            folded = get_op("fold").naive(view.v.double(), keep.indices, merge.own, merge.src, merge.dst, merge.weight)
+            assert torch.allclose(store.get("v"), folded.float(), atol=1e-6)
             index = keep.indices.unsqueeze(-1).expand(-1, -1, -1, SIZE)
             assert torch.equal(store.get("k"), view.k.gather(2, index))
     assert SEEN

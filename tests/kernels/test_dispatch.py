@@ -52,7 +52,7 @@ def test_triton_is_not_replaced_where_it_was_forced(monkeypatch: pytest.MonkeyPa
     monkeypatch.delenv(dispatch.INTERPRET, raising=False)
     with pytest.raises(ConfigError, match="TRITON_INTERPRET"):
         chosen("topk", "cpu")
-    monkeypatch.setattr(dispatch, "find_spec", lambda name: None)
+    monkeypatch.setattr(dispatch, "TRITON_FOUND", False)
     dispatch.forget()
     with pytest.raises(MissingExtra, match="kernels"):
         chosen("topk", "cpu")

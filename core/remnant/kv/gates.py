@@ -9,19 +9,15 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from remnant.errors import ConfigError, ShapeError
-from remnant_kernels.dispatch import wanted
 from remnant_kernels.op import get_op
 
 __all__ = ["FORMAT", "GateShape", "Gates", "RetentionGate"]
 
 FORMAT = 1
 _TENSORS = ("w1", "b1", "w2", "bias")
-_EPS = 1e-6
-_CHUNK = 4096  # tokens at once: the hidden layer is the largest tensor here
 
 
 @dataclass(frozen=True)
@@ -47,21 +43,12 @@ class GateShape:
         return f"{self.layers} layers, {self.heads} heads, keys of {self.key_dim}, values of {self.value_dim}"
 
 
-def _rms(x: Tensor) -> Tensor:
-    """Scale `[..., D]` to unit root mean square in float32, so that a gate does not depend on a layer's magnitudes."""
-    x = x.float() if x.dtype != torch.float64 else x
-    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + _EPS)
-
-
 def _log_beta(w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor, k: Tensor, v: Tensor) -> Tensor:
     """One layer: `w1` `[H, F, Dk + Dv]`, `b1` and `w2` `[H, F]`, `bias` `[H]`; k, v `[B, H, S, D]` -> `[B, H, S]`."""
     if k.shape[1] != w1.shape[0] or k.shape[-1] + v.shape[-1] != w1.shape[-1]:
         given = f"keys {list(k.shape)} and values {list(v.shape)}"
         raise ShapeError(given, accepted=f"{w1.shape[0]} heads and {w1.shape[-1]} channels of key and value together")
-    x = torch.cat([_rms(k), _rms(v)], -1)
-    hidden = F.silu(torch.matmul(x, w1.transpose(1, 2)) + b1.unsqueeze(1))
-    # Not sigmoid and then log: at the initial bias of 10 that would round most of the difference away.
-    return F.logsigmoid((hidden * w2.unsqueeze(1)).sum(-1) + bias.view(-1, 1))
+    return get_op("retention_gate")(k=k, v=v, w1=w1, b1=b1, w2=w2, bias=bias)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,13 +126,7 @@ class Gates:
             `[B, H, S]` float32, at most 0: the log of the share that survives each step.
         """
         here = self.to(k.device)
-        weights = (here.w1[layer], here.b1[layer], here.w2[layer], here.bias[layer])
-        if wanted("retention_gate", k):
-            w1, b1, w2, bias = weights
-            return get_op("retention_gate")(k=k, v=v, w1=w1, b1=b1, w2=w2, bias=bias)
-        starts = range(0, max(k.shape[2], 1), _CHUNK)
-        parts = ((k[:, :, a : a + _CHUNK], v[:, :, a : a + _CHUNK]) for a in starts)
-        return torch.cat([_log_beta(*weights, *part) for part in parts], -1).float()
+        return _log_beta(here.w1[layer], here.b1[layer], here.w2[layer], here.bias[layer], k, v).float()
 
     def save(self, path: Path | str) -> None:
         """Write a safetensors file whose metadata carries the shape and the provenance."""

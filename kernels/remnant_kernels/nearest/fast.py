@@ -1,4 +1,4 @@
-"""The same by products of tiles with a running maximum: an E x C matrix never exists."""
+"""The same by products of tiles with a running maximum, so that an E x C matrix never exists; few keys at once."""
 
 from __future__ import annotations
 
@@ -7,33 +7,57 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from remnant_kernels.nearest.naive import Nearest
+from remnant_kernels.rows import take
 
 __all__ = ["nearest"]
 
+_NEVER = float("-inf")
 _TILE = 512
+"""Keys of either side at once; the peak is `B * H * _TILE * _TILE` float32 values."""
+_FEW = 16
 
 
 def nearest(k: Tensor, src: Tensor, kept: Tensor) -> Nearest:
     """See `naive_nearest`."""
+    if src.shape[2] <= _FEW <= kept.shape[2] and k.dtype == torch.float32:
+        best, place = _of_few(k, src, kept)
+    else:
+        best, place = _by_tiles(k, src, kept)
+    best = best.masked_fill(src < 0, _NEVER)
+    return Nearest(best, place.masked_fill(best == _NEVER, 0))
+
+
+def _by_tiles(k: Tensor, src: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
     b, h, e = src.shape
-    best = torch.full((b, h, e), float("-inf"), device=k.device)
+    tile = max(16, min(_TILE, k.shape[2] // 4))
+    best = torch.full((b, h, e), _NEVER, device=k.device)
     place = torch.zeros_like(src)
-    for start in range(0, kept.shape[2], _TILE):
-        part = kept[..., start : start + _TILE]
+    for start in range(0, kept.shape[2], tile):
+        part = kept[..., start : start + tile]
         # Flipped, so that the first maximum, which arg-max returns, is the latest place.
         target = _units(k, part).flip(2).transpose(2, 3)
-        mask = (part < 0).flip(2)[:, :, None]
+        mask = (part < 0).flip(2).unsqueeze(2)
         last = start + part.shape[2] - 1
-        for begin in range(0, e, _TILE):
-            rows = slice(begin, begin + _TILE)
-            x = (_units(k, src[..., rows]) @ target).masked_fill(mask, float("-inf"))
-            top, at = x.max(-1)
-            better = (top >= best[..., rows]) & (top > float("-inf"))
+        for begin in range(0, e, tile):
+            rows = slice(begin, begin + tile)
+            x = (_units(k, src[..., rows]) @ target).masked_fill(mask, _NEVER)
+            at = x.argmax(-1)
+            top = x.gather(-1, at.unsqueeze(-1)).squeeze(-1)
+            better = top >= best[..., rows]
             best[..., rows] = torch.where(better, top, best[..., rows])
             place[..., rows] = torch.where(better, last - at, place[..., rows])
-    return Nearest(best.masked_fill(src < 0, float("-inf")), place.masked_fill(src < 0, 0))
+    return best, place
+
+
+def _of_few(k: Tensor, src: Tensor, kept: Tensor) -> tuple[Tensor, Tensor]:
+    """For the few slots that go at a decoded token: every key is read in place, none is gathered."""
+    length = torch.linalg.vector_norm(k, dim=-1)
+    x = F.normalize(take(k, src), dim=-1, eps=1e-12) @ k.transpose(2, 3) / length.clamp(min=1e-12).unsqueeze(2)
+    at = kept.clamp(min=0).unsqueeze(2).expand(-1, -1, src.shape[2], -1)
+    x = x.gather(-1, at).masked_fill((kept < 0).unsqueeze(2), _NEVER).flip(-1)
+    place = x.argmax(-1)
+    return x.gather(-1, place.unsqueeze(-1)).squeeze(-1), kept.shape[2] - 1 - place
 
 
 def _units(k: Tensor, slots: Tensor) -> Tensor:
-    index = slots.clamp(min=0)[..., None].expand(*slots.shape, k.shape[3])
-    return F.normalize(k.gather(2, index).float(), dim=-1, eps=1e-12)
+    return F.normalize(take(k, slots).float(), dim=-1, eps=1e-12)

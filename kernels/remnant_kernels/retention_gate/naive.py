@@ -8,7 +8,7 @@ from torch import Tensor
 __all__ = ["EPSILON", "naive_retention_gate"]
 
 EPSILON = 1e-6
-"""Beside the mean square of a key or value, as `remnant.kv.gates` has it."""
+"""Beside the mean square of a key or value, which may be 0."""
 
 
 def naive_retention_gate(k: Tensor, v: Tensor, w1: Tensor, b1: Tensor, w2: Tensor, bias: Tensor) -> Tensor:

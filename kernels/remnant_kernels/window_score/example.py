@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from remnant_kernels.examples import made
+from remnant_kernels.examples import Made, made
 from remnant_kernels.op import Size
 
 __all__ = ["bytes_moved", "example", "flops", "tolerance"]
@@ -20,7 +20,7 @@ _SHAPES = {  # B, H, G, W, S, D
 
 
 def example(seed: int, size: Size, device: str, dtype: torch.dtype) -> dict[str, Any]:
-    """See `Op.example`. Seeds differ in pooling, reduction and whether the log-sum-exp is known."""
+    """See `Op.example`. Seeds differ in pooling, reduction, positions and whether the log-sum-exp is known."""
     b, h, g, w, s, d = _SHAPES[size]
     some = made(seed, device)
     kwargs: dict[str, Any] = {
@@ -39,9 +39,20 @@ def example(seed: int, size: Size, device: str, dtype: torch.dtype) -> dict[str,
         kwargs["softcap"] = 20.0
         kwargs["among"] = torch.arange(s, device=device).expand(b, h, s) < s - w
         kwargs["pooling"] = "avg"
+        if seed > 1:
+            kwargs |= _some_of_more(some, b, h, w, s, shuffled=seed % 2 == 1)
     elif seed % 2:
         kwargs["lse"] = _log_sum_exp(kwargs["q"], kwargs["k"])
     return kwargs
+
+
+def _some_of_more(some: Made, b: int, h: int, w: int, s: int, shuffled: bool) -> dict[str, Any]:
+    """What an eviction leaves, some of the newest gone too, and queries of padding; slots in order or in none."""
+    seen = s + s // 2
+    positions = torch.rand(b, h, seen, generator=some.generator).argsort(-1)[..., :s].to(some.device)
+    real = torch.arange(w, device=some.device) >= some.integers((b, 1), 0, w)
+    placed = positions if shuffled else positions.sort().values
+    return {"positions": placed, "seen": seen, "ordered": not shuffled, "real": real}
 
 
 def _log_sum_exp(q: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -59,7 +70,7 @@ def tolerance(dtype: torch.dtype) -> tuple[float, float]:
 
 
 def bytes_moved(kwargs: Mapping[str, Any]) -> int:
-    """Keys once where the log-sum-exp is known, twice otherwise; scores once."""
+    """Keys once where the log-sum-exp is known, twice otherwise; scores once; of positions only few are read."""
     q, k = kwargs["q"], kwargs["k"]
     sweeps = 1 if kwargs.get("lse") is not None else 2
     return sweeps * k.numel() * k.element_size() + q.numel() * q.element_size() + 4 * k.numel() // k.shape[3]

@@ -28,11 +28,16 @@ def naive_window_score(
     pooling: Pooling = "none",
     pad_counts: bool = False,
     among: Tensor | None = None,
+    positions: Tensor | None = None,
+    seen: int | None = None,
+    ordered: bool = True,
+    real: Tensor | None = None,
 ) -> Tensor:
     """Softmax columns of the W newest queries, reduced over queries, then over the group, then pooled.
 
     Args:
-        q: `[B, G*H, W, D]`, queries of the W newest slots; query i sees slots 0 to S - W + i.
+        q: `[B, G*H, W, D]`, queries of the W newest tokens; query i stands at position `seen - W + i` and sees the
+            slots of that position and below.
         k: `[B, H, S, D]`.
         lse: `[B, G*H, W]` float32 natural log-sum-exp of each query over what it sees, sinks and masks included, if
             the attention before knows it: then keys are read once.
@@ -46,6 +51,11 @@ def naive_window_score(
         pooling: `avg`, `max` or `none`.
         pad_counts: windows of an average are divided by `kernel` at the edges too.
         among: `[B, H, S]` bool, slots that take part in the pooling; others spread nothing, and do not count.
+        positions: `[B, H, S]` int64, the position of every slot; slot i holds position i if left out.
+        seen: tokens so far, at least W, one more than the newest position; S if left out.
+        ordered: slots stand in ascending order of position, none twice: then only the W newest can be newer than a
+            query, and where nothing is hidden only their positions are looked at.
+        real: `[B, W]` bool, False for queries of padding, which see nothing.
 
     Returns:
         `[B, H, S]` float32; 0 where no query sees a slot and, with `among`, whatever its neighbours spread there.
@@ -56,22 +66,24 @@ def naive_window_score(
     h, s = k.shape[1], k.shape[2]
     g, factor = hq // h, d**-0.5 if scale is None else scale
     wide = torch.float64 if q.dtype == torch.float64 else torch.float32
+    at = torch.arange(s, device=q.device).expand(b, h, s) if positions is None else positions
+    first = (s if seen is None else seen) - w
     columns = torch.zeros(b, hq, s, dtype=wide, device=q.device)
     for i in range(b):
         for head in range(hq):
             for row in range(w):
-                n = max(0, min(s, s - w + row + 1))
-                x = (k[i, head // g, :n].to(wide) @ q[i, head, row].to(wide)) * factor
+                sees = at[i, head // g] <= first + row
+                if hidden is not None:
+                    sees = sees & ~hidden[i, head // g]
+                if real is not None:
+                    sees = sees & real[i, row]
+                x = (k[i, head // g, sees].to(wide) @ q[i, head, row].to(wide)) * factor
                 if softcap is not None:
                     x = softcap * torch.tanh(x / softcap)
-                if hidden is not None:
-                    x = x.masked_fill(hidden[i, head // g, :n], float("-inf"))
                 every = x if sinks is None else torch.cat([x, sinks[head : head + 1].to(wide)])
                 total = torch.logsumexp(every, 0) if lse is None else lse[i, head, row].to(wide)
-                if every.numel() == 0 or bool(total == float("-inf")):
-                    continue
-                p, old = (x - total).exp(), columns[i, head, :n]
-                columns[i, head, :n] = old + p if over == "sum" else torch.maximum(old, p)
+                p, old = (x - total).exp(), columns[i, head, sees]
+                columns[i, head, sees] = old + p if over == "sum" else torch.maximum(old, p)
     grouped = columns.view(b, h, g, s)
     scores = grouped.mean(2) if reduce == "mean" else grouped.amax(2) if reduce == "max" else grouped.sum(2)
     return _pooled(scores, kernel, pooling, pad_counts, among)

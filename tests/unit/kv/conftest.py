@@ -28,3 +28,22 @@ def _make_view(s=24, b=1, h=2, g=2, d=8, w=None, starts=None, seed=0, **more):
 def make_view():
     """The factory, as a fixture so that every module shares it."""
     return _make_view
+
+
+def _by_loops(function, *arguments, **options):
+    """The result of a function of `remnant.kv` whose operations run as `naive.py` has them: slow, and the truth."""
+    from remnant_kernels import dispatch
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(dispatch.FORCE, "naive")
+        dispatch.forget()
+        try:
+            return function(*arguments, **options)
+        finally:
+            dispatch.forget()
+
+
+@pytest.fixture(scope="session")
+def by_loops():
+    """The caller, as a fixture so that every module shares it."""
+    return _by_loops

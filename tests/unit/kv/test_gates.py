@@ -1,6 +1,7 @@
 """Gates: bounds, the trainable twin, and files that tell what they are for."""
 
 import json
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -77,7 +78,7 @@ def test_short(s: int):
 
 def test_long_inputs_in_chunks(monkeypatch: pytest.MonkeyPatch):
     whole = gates().log_beta(0, *kv(11))
-    monkeypatch.setattr("remnant.kv.gates._CHUNK", 4)
+    monkeypatch.setattr(import_module("remnant_kernels.retention_gate.fast"), "_CHUNK", 4)
     torch.testing.assert_close(gates().log_beta(0, *kv(11)), whole)
 
 

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ from hypothesis import strategies as st
 
 from remnant.errors import ShapeError
 from remnant.kv import Keep, KVView, Merge
-from remnant.kv.merge import apply_merge, evicted, fold_weights, make_merge, naive_merge, nearest
+from remnant.kv.merge import apply_merge, evicted, fold_weights, make_merge, nearest
+
+TILES = {name: import_module(f"remnant_kernels.{name}.fast") for name in ("fold", "nearest")}
 
 
 def make_view(k, v=None, valid=None):
@@ -64,7 +67,7 @@ def test_nearest_by_hand_and_ties_go_to_the_later_key():
 
 
 @pytest.mark.parametrize("s", [5, 64, 65, 80])
-def test_nearest_equals_loops_over_any_tiles(s):
+def test_nearest_equals_loops_over_any_tiles(s, monkeypatch):
     g = torch.Generator().manual_seed(s)
     k = torch.randn(2, 2, s, 4, generator=g)
     keep = random_keep(g, 2, 2, s, max(1, s // 3))
@@ -73,7 +76,8 @@ def test_nearest_equals_loops_over_any_tiles(s):
     src = evicted(keep, make_view(k, valid=valid))
     expected = naive_nearest(k, src, keep.indices, valid)
     for tile in (1, 16, 512):
-        m, place = nearest(k, src, keep.indices, valid, tile)
+        monkeypatch.setattr(TILES["nearest"], "_TILE", tile)
+        m, place = nearest(k, src, keep.indices, valid)
         torch.testing.assert_close(m, expected[0], atol=1e-5, rtol=0)
         found = place[src >= 0]
         assert torch.equal(found, expected[1][src >= 0])
@@ -141,7 +145,7 @@ def test_unused_slots_may_hold_nan_and_the_dtype_stays():
     form=st.sampled_from(["paper", "code"]),
     tile=st.sampled_from([1, 3, 512]),
 )
-def test_fold_equals_loops_and_stays_in_the_hull(seed, s, share, form, tile):
+def test_fold_equals_loops_and_stays_in_the_hull(by_loops, seed, s, share, form, tile):
     g = torch.Generator().manual_seed(seed)
     k, v = torch.randn(2, 2, s, 3, generator=g), torch.randn(2, 2, s, 5, generator=g)
     kept = min(s - 1, max(1, round(s * share)))
@@ -151,9 +155,11 @@ def test_fold_equals_loops_and_stays_in_the_hull(seed, s, share, form, tile):
     chosen = torch.rand(m.shape, generator=g) < 0.7
     keep = replace(keep, merge=make_merge(src, dst, m, chosen, kept, form))
     before = v.clone()
-    out = apply_merge(v, keep, tile)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(TILES["fold"], "_TILE", tile)
+        out = apply_merge(v, keep)
     assert torch.equal(v, before)
-    torch.testing.assert_close(out, naive_merge(v, keep), atol=1e-5, rtol=0)
+    torch.testing.assert_close(out, by_loops(apply_merge, v, keep), atol=1e-5, rtol=0)
     assert keep.merge is not None
     weight = keep.merge.weight
     total = keep.merge.own.scatter_add(-1, keep.merge.dst, weight)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 
 from remnant.errors import ShapeError  # noqa: E402
-from remnant.kv.score import pool  # noqa: E402
 from remnant.kv.select import KEPT, PADDING, protect, select, select_flat, top_mask, victims  # noqa: E402
 from remnant.kv.view import KVView  # noqa: E402
 
@@ -113,19 +112,3 @@ def test_protection_goes_by_position_and_skips_padding():
     # The host remembers that the row began at 2, whose token is gone: 3 is no sink then.
     view = view_of(positions, valid=valid, ordered=False, state={"start": torch.tensor([2])})
     assert protect(torch.zeros(1, 1, 6), view, sinks=1).tolist() == [[[PADDING, PADDING, 0.0, 0.0, 0.0, 0.0]]]
-
-
-def test_pooling_by_hand():
-    x = torch.tensor([[[3.0, 0.0, 0.0, 6.0, 0.0]]])
-    assert pool(x, 3).tolist() == [[[1.5, 1.0, 2.0, 2.0, 3.0]]]
-    assert pool(x, 3, pad_counts=True).tolist() == [[[1.0, 1.0, 2.0, 2.0, 2.0]]]
-    assert pool(x, 3, "max").tolist() == [[[3.0, 3.0, 6.0, 6.0, 6.0]]]
-
-
-@pytest.mark.parametrize("how", ["avg", "max"])
-@pytest.mark.parametrize("pad_counts", [False, True])
-def test_pooling_beside_padding_is_that_of_a_lone_row(how, pad_counts):
-    x = torch.arange(1.0, 8.0).view(1, 1, 7)
-    among = torch.tensor([[[False, False, True, True, True, True, False]]])
-    got = pool(x, 5, how, pad_counts, among)[..., 2:6]
-    assert torch.allclose(got, pool(x[..., 2:6], 5, how, pad_counts))

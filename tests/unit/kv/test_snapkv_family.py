@@ -1,6 +1,7 @@
 """SnapKV and the two that spend its budget differently: over layers, and over heads."""
 
 from dataclasses import replace
+from importlib import import_module
 
 import pytest
 from hypothesis import given, settings
@@ -8,12 +9,12 @@ from hypothesis import strategies as st
 
 torch = pytest.importorskip("torch", reason="needs the extra 'torch'")
 
-from remnant.errors import ConfigError  # noqa: E402
+from remnant.errors import ConfigError, ShapeError  # noqa: E402
 from remnant.kv.budget import portion  # noqa: E402
 from remnant.kv.policies.adakv import AdaKV  # noqa: E402
 from remnant.kv.policies.pyramidkv import PyramidKV  # noqa: E402
 from remnant.kv.policies.snapkv import SnapKV  # noqa: E402
-from remnant.kv.score import attention_columns, naive_columns  # noqa: E402
+from remnant.kv.score import group_columns  # noqa: E402
 from remnant.kv.view import KVView  # noqa: E402
 
 few = settings(max_examples=40, deadline=None)
@@ -25,19 +26,29 @@ def lists(keep):
 
 
 @pytest.mark.parametrize("over", ["sum", "max"])
+@pytest.mark.parametrize("how", ["mean", "any", "sum"])
 @pytest.mark.parametrize("more", [{}, {"softcap": 2.0}, {"scaling": 0.2}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0])}])
-def test_columns_equal_the_loop(make_view, over, more):
+def test_columns_equal_the_loop(make_view, by_loops, monkeypatch, over, how, more):
     view = make_view(s=19, b=2, w=7, starts=[0, 14], **more)
     for block in (2, 128):
-        assert torch.allclose(attention_columns(view, over, block).double(), naive_columns(view, over), atol=1e-5)
+        monkeypatch.setattr(import_module("remnant_kernels.window_score.fast"), "_BLOCK", block)
+        assert torch.allclose(group_columns(view, how, over), by_loops(group_columns, view, how, over), atol=1e-5)
+
+
+def test_columns_need_queries_and_an_odd_kernel(make_view):
+    with pytest.raises(ShapeError, match="no queries"):
+        group_columns(make_view(), "mean")
+    for kernel in (0, 4):
+        with pytest.raises(ConfigError, match=f"kernel={kernel}; accepted: an odd"):
+            group_columns(make_view(w=3), "mean", kernel=kernel, pooling="avg")
 
 
 @pytest.mark.parametrize("pooling", ["avg", "max", "none"])
-def test_snapkv_equals_the_loop(make_view, pooling):
+def test_snapkv_equals_the_loop(make_view, by_loops, pooling):
     s, w, tokens = 30, 4, 12
     view = make_view(s=s, b=2, w=w, starts=[0, 7])
     policy = SnapKV(window=w, kernel=5, pooling=pooling)
-    columns = naive_columns(view).mean(2)
+    columns = by_loops(group_columns, view, "mean")
     plan = lists(policy.plan(view, tokens))
     for b, start in enumerate([0, 7]):
         for h in range(2):

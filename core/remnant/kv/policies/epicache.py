@@ -11,7 +11,7 @@ from torch import Tensor
 
 from remnant.errors import ShapeError
 from remnant.kv.policy import Layout, Need, Phase, Policy, Side, Trigger, check, register_policy
-from remnant.kv.score import Pooling, group_columns, pool
+from remnant.kv.score import Pooling, group_columns
 from remnant.kv.select import PADDING, protect, select, select_flat
 from remnant.kv.view import Keep, KVView
 
@@ -83,8 +83,7 @@ class EpiCache(Policy):
         """`[B, H, S]` largest probability that queries `[B, G*H, W, D]` give each of the `old` slots among them."""
         # All queries are newer than what counts as old, so the causal rule is out of the way behind `seen`.
         shown = replace(view, queries=queries, valid=old, seen=view.seen + queries.shape[2])
-        scores = group_columns(shown, "max", "max")
-        return pool(scores, self.kernel, self.pooling).masked_fill(~old, 0.0)
+        return group_columns(shown, "max", "max", self.kernel, self.pooling).masked_fill(~old, 0.0)
 
     def observe(self, view: KVView) -> tuple[Mapping[str, Tensor], Mapping[str, Tensor]]:
         """Note what a patched prompt attends to: queries that are newer than every stored key."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from remnant.kv.policy import Need, Policy, Trigger, check, register_policy
-from remnant.kv.score import Pooling, Reduce, group_columns, pool
+from remnant.kv.score import Pooling, Reduce, group_columns
 from remnant.kv.select import PADDING
 from remnant.kv.view import KVView
 
@@ -74,11 +74,12 @@ class SnapKV(Policy):
 
     def observed(self, view: KVView) -> Tensor:
         """`[B, H, S]` pooled attention of the window, before protection; the window's own slots do not spread."""
-        scores = group_columns(view, self.reduce)
         old = view.positions < view.seen - self.window
         if view.valid is not None:
             old = old & view.valid
-        scores = pool(scores, self.kernel, self.pooling, self.pad_counts, old)
+        scores = group_columns(
+            view, self.reduce, kernel=self.kernel, pooling=self.pooling, pad_counts=self.pad_counts, among=old
+        )
         return scores.masked_fill(~old, PADDING)
 
     def score(self, view: KVView) -> Tensor:
