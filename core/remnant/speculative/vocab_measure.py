@@ -14,10 +14,25 @@ from remnant.progress import Progress, silent
 from remnant.speculative.vocab_counts import Tokens
 from remnant.speculative.vocab_map import VocabMap
 
-__all__ = ["Forward", "Measured", "acceptance", "between", "expected_overlap", "measure", "written_by"]
+__all__ = [
+    "Chain",
+    "Forward",
+    "Measured",
+    "acceptance",
+    "between",
+    "expected_overlap",
+    "measure",
+    "measure_chain",
+    "written_by",
+]
 
 Forward = Callable[[Tensor], Tensor]
-"""`[1, T]` token ids -> `[1, T, V]` logits of the token after each; minus infinity where a token is never proposed."""
+"""`[1, T]` token ids -> `[1, T, V]` logits of the token after each; minus infinity where a token is never proposed.
+
+A row of nothing else says that the drafter does not draft there; it is not compared."""
+
+Chain = Callable[[Tensor, int], Sequence[Tensor]]
+"""Token ids and a number of steps -> what `Forward` gives, for each draft of a chain that was right so far."""
 
 _ROWS = 64  # positions at once: a position of a large vocabulary is half a megabyte
 
@@ -119,20 +134,87 @@ def measure(
     return whole / positions, positions, found
 
 
+def measure_chain(
+    target: Forward,
+    chain: Chain,
+    texts: Iterable[Tokens],
+    maps: Sequence[VocabMap],
+    steps: int,
+    temperature: float = 1.0,
+    progress: Progress = silent,
+) -> list[list[float]]:
+    """How far drafts get that are fed by the drafter itself, from every place of a text.
+
+    Exact for greedy decoding and text that the target wrote greedily. Elsewhere an estimate: a draft that is accepted
+    is taken to be the text's next token.
+
+    Args:
+        target: as in `measure`.
+        chain: the untrimmed drafter.
+        texts: those with `steps` tokens that count, one after the other.
+        maps: kept sets.
+        steps: drafts of a chain.
+        temperature: of both; 0 is greedy.
+        progress: called with tokens read.
+
+    Returns:
+        A row per map: how often the first draft is accepted, the first two, and so on; 1 and their sum is the block
+        efficiency. Nothing where no text is long enough.
+    """
+    texts, done = list(texts), 0
+    total, sums, places = sum(len(tokens.ids) for tokens in texts), torch.zeros(len(maps), steps).double(), 0
+    for tokens in texts:
+        ids, done = tokens.ids[None], done + len(tokens.ids)
+        with torch.no_grad():
+            z, drafts = target(ids)[0, :-1], [zq[0, :-1] for zq in chain(ids, steps)]
+        counts = torch.ones(len(z), dtype=torch.bool) if tokens.counted is None else tokens.counted[1:].cpu()
+        starts = _drafts(drafts[0]).cpu()[: max(0, len(z) - steps + 1)]
+        for i in range(steps):
+            starts = starts & counts[i : i + len(starts)]
+        if bool(starts.any()):
+            overlaps = torch.stack([_overlaps(z, zq, maps, temperature) for zq in drafts], 1)  # [maps, steps, T]
+            lined = torch.stack([overlaps[:, i, i : i + len(starts)] for i in range(steps)], 1)[..., starts]
+            sums, places = sums + lined.cumprod(1).sum(-1), places + int(starts.sum())
+        progress(done, total, "following the drafts")
+    return [[float(x) for x in row / places] for row in sums] if places else []
+
+
+def _overlaps(z: Tensor, zq: Tensor, maps: Sequence[VocabMap], temperature: float) -> Tensor:
+    """Acceptance `[maps, T]` of a trimmed drafter at every place."""
+    found: list[Tensor] = []
+    for start in range(0, len(z), _ROWS):
+        p, part = _softmax(z[start : start + _ROWS], temperature), zq[start : start + _ROWS].to(z.device)
+        found.append(torch.stack([_accepted(p, part, kept, temperature).cpu() for kept in maps]))
+    return torch.cat(found, 1).double()
+
+
+def _accepted(p: Tensor, zq: Tensor, kept: VocabMap, temperature: float) -> Tensor:
+    index = kept.index(p.device)
+    return acceptance(p.index_select(-1, index), _proposed(zq.index_select(-1, index), temperature))
+
+
+def _proposed(zq: Tensor, temperature: float) -> Tensor:
+    """A drafter that can propose no kept token at all proposes nothing, so nothing is accepted."""
+    return torch.where(_drafts(zq)[:, None], _softmax(zq, temperature), 0.0)
+
+
+def _drafts(zq: Tensor) -> Tensor:
+    """Where anything is proposed: `[T, V]` -> `[T]`."""
+    return zq.amax(-1) > -torch.inf
+
+
 def _trimmed(p: Tensor, zq: Tensor, full: Tensor, kept: VocabMap, temperature: float) -> tuple[Tensor, Tensor, Tensor]:
     """(acceptance, bound, coverage) `[T]` each."""
     index = kept.index(p.device)
-    inside = p.index_select(-1, index)
-    held, held_q = inside.sum(-1), _softmax(zq, temperature).index_select(-1, index).sum(-1)
-    # A drafter that can propose no kept token at all proposes nothing, so nothing is accepted.
-    q = _softmax(zq.index_select(-1, index), temperature).nan_to_num(0.0)
-    return acceptance(inside, q), full - torch.minimum(1 - held, 1 - held_q), held
+    held = p.index_select(-1, index).sum(-1)
+    held_q = _softmax(zq, temperature).index_select(-1, index).sum(-1)
+    return _accepted(p, zq, kept, temperature), full - torch.minimum(1 - held, 1 - held_q), held
 
 
 def _pairs(
     target: Forward, draft: Forward, texts: Iterable[Tokens], temperature: float, progress: Progress
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """The target's distribution and the drafter's logits, `[T, V]` each, wherever the next token counts."""
+    """The target's distribution and the drafter's logits, `[T, V]` each, where the next token counts and is drafted."""
     texts = list(texts)
     done, total = 0, sum(len(tokens.ids) for tokens in texts)
     for tokens in texts:
@@ -147,7 +229,9 @@ def _pairs(
             raise ShapeError(given, accepted="one vocabulary")
         if tokens.counted is not None:
             rows = tokens.counted[1:].to(z.device)
-            z, zq = z[rows], zq[rows]
+            z, zq = z[rows], zq[rows.to(zq.device)]
+        drafted = _drafts(zq)
+        z, zq = z[drafted.to(z.device)], zq[drafted]
         for start in range(0, len(z), _ROWS):
             part = slice(start, start + _ROWS)
             yield _softmax(z[part], temperature), zq[part].to(z.device)
