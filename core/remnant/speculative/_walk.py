@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 from torch import Tensor
 
-from remnant.errors import ShapeError
-from remnant.speculative._checks import Mode, check_values, check_walk, whole, wide
+from remnant.speculative._checks import Mode, check_kids, check_values, check_walk, whole, wide
 from remnant.speculative._draws import normalised, reject, residual, residual_det
 from remnant.speculative._lists import floats, ints
 
@@ -54,9 +53,8 @@ def tree_steps(tree: Tree, mode: Mode, u: Tensor) -> Generator[int, Tensor, tupl
         taken = None
         if kids:
             tokens, bars = [ids[kid] for kid in kids], [chances[kid] for kid in kids]
-            if max(tokens) >= left.shape[-1]:
-                raise ShapeError(f"a token id among {tokens}", accepted=f"below {left.shape[-1]}")
-            q = None if mode == "det" or tree.q_full is None else tree.q_full[node]
+            q = None if mode == "det" or tree.q_full is None else whole(tree.q_full[node], "draft")
+            check_kids(tokens, left, q)
             taken, left = _listed(left, tokens, bars) if q is None else _drawn(left, tokens, bars, q, mode)
         if taken is None:
             return path, left

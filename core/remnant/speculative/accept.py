@@ -84,7 +84,8 @@ def accept_chain(
         generator: source of uniforms.
 
     Raises:
-        ShapeError: shapes do not fit, a token is outside the vocabulary, or `p` is no distribution.
+        ShapeError: shapes do not fit, a token is outside the vocabulary, a uniform outside 0 to 1, or `p` or `q` is
+            no distribution.
 
     Source: Leviathan et al. 2023, arXiv 2211.17192, algorithm 1; Chen et al. 2023, arXiv 2302.01318. Differs: a token
         that the target gives no mass is never accepted, not even at `u = 0`.
@@ -96,7 +97,7 @@ def accept_chain(
     if u is None:
         u = uniforms((b, g + 1), p, generator)
     ids = ids.masked_fill(torch.arange(g, device=ids.device) >= lengths.unsqueeze(1), 0)
-    n = accepted_prefix(ids, p, q, u[:, :g], lengths)
+    n = accepted_prefix(ids, p, q, u, lengths)
 
     left = at_place(p, n)
     if g:
@@ -122,14 +123,15 @@ def accept_greedy(ids: Tensor, best: Tensor, lengths: Tensor) -> Accepted:
 
 
 def accepted_prefix(ids: Tensor, p: Tensor, q: Tensor | None, u: Tensor, lengths: Tensor) -> Tensor:
-    """How many drafted tokens of each row are accepted, `[B]` int64; arguments as in `accept_chain`."""
+    """How many drafted tokens of each row are accepted, `[B]` int64; arguments as in `accept_chain`, all given."""
     g = ids.shape[1]
     inside = torch.arange(g, device=ids.device) < lengths.unsqueeze(1)
     drafted = ids.masked_fill(~inside, 0)
-    check_values(drafted, p, lengths)
+    check_values(drafted, p, lengths, q, u)
     drafted = drafted.unsqueeze(-1)
     px = p[:, :g].gather(-1, drafted).squeeze(-1)
     # u < p / q without the division, so that q = 0 needs no case of its own.
+    u = u[:, :g]
     bar = u if q is None else u * wide(q).gather(-1, drafted).squeeze(-1)
     return ((bar < px) & inside).long().cumprod(1).sum(1)
 
@@ -152,7 +154,8 @@ def accept_tree(
         generator: source of uniforms.
 
     Raises:
-        ShapeError: `p` or `u` does not fit the tree, a token is outside the vocabulary, or `p` is no distribution.
+        ShapeError: `p` or `u` does not fit the tree, a token is outside the vocabulary, a uniform outside 0 to 1, or
+            a distribution that the walk reads is none.
         ConfigError: an unknown mode, or a drawn one for a tree without `q_full`.
 
     Source: Li et al. 2024 (EAGLE-2), arXiv 2406.16858; Miao et al. 2023 (SpecInfer), arXiv 2305.09781, algorithm 2;

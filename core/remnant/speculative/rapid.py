@@ -12,6 +12,7 @@ target learn from it while decoding, and by that changes what is sampled. Only m
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
@@ -43,7 +44,7 @@ def tilt_step(z: Tensor, zq: Tensor, eta: float, T: float = 1.0, mask_alpha: flo
 
     Raises:
         ConfigError: a number is out of range.
-        ShapeError: the logits do not fit each other.
+        ShapeError: the logits do not fit each other, or are NaN or infinite (minus infinity is no token).
 
     Source: Chen et al. 2025 (RAPID), arXiv 2502.20330, section on knowledge transfer. Differs: works on logits before
         filters, where the released code tilts filtered ones.
@@ -51,9 +52,10 @@ def tilt_step(z: Tensor, zq: Tensor, eta: float, T: float = 1.0, mask_alpha: flo
         -> [0.480422, 0.314152, 0.205426]
     """
     _check_logits(z, zq)
-    if eta < 0 or T <= 0 or not 0 <= mask_alpha <= 1:
+    if not (0 <= eta < math.inf and 0 < T < math.inf and 0 <= mask_alpha <= 1):
         raise ConfigError(
-            f"eta={eta}, T={T}, mask_alpha={mask_alpha}", accepted="eta 0 or more, T above 0, mask_alpha from 0 to 1"
+            f"eta={eta}, T={T}, mask_alpha={mask_alpha}",
+            accepted="eta 0 or more, T above 0, both finite, mask_alpha from 0 to 1",
         )
     z, zq = _floats(z), _floats(zq)
     p, q = torch.softmax(z / T, -1), torch.softmax(zq / T, -1)
@@ -76,7 +78,7 @@ def tilt_geometric(logp: Tensor, logq: Tensor, lam: float | Tensor) -> Tensor:
 
     Raises:
         ConfigError: lam is out of range.
-        ShapeError: the shapes do not fit.
+        ShapeError: the shapes do not fit, or a row is no distribution: NaN, infinite, or without any token.
 
     Source: ours, in place of RAPID's step, which overshoots.
     """
@@ -87,6 +89,11 @@ def tilt_geometric(logp: Tensor, logq: Tensor, lam: float | Tensor) -> Tensor:
         raise ConfigError(f"lam={lam}", accepted="0 to 1")
     if weight.dim() and weight.shape != logp.shape[:-1]:
         raise ShapeError(f"lam {list(weight.shape)}", accepted=f"a number, or {list(logp.shape[:-1])}")
+    return _mixture(logp, logq, weight)
+
+
+def _mixture(logp: Tensor, logq: Tensor, weight: Tensor) -> Tensor:
+    """`tilt_geometric` of normalised rows, with a weight `[...]` that was checked."""
     weight = weight.unsqueeze(-1)
     mixed = _times(1 - weight, logp) + _times(weight, logq)
     empty = mixed.isneginf().all(-1, keepdim=True)
@@ -106,7 +113,7 @@ def tilt_kl(logp: Tensor, logq: Tensor, delta: float) -> tuple[Tensor, Tensor]:
 
     Raises:
         ConfigError: delta is below 0.
-        ShapeError: the shapes do not fit.
+        ShapeError: the shapes do not fit, or a row is no distribution: NaN, infinite, or without any token.
 
     Source: ours; the divergence grows with lam, so that bisection finds the bound.
     """
@@ -116,12 +123,12 @@ def tilt_kl(logp: Tensor, logq: Tensor, delta: float) -> tuple[Tensor, Tensor]:
     logp, logq = _floats(logp).log_softmax(-1), _floats(logq).log_softmax(-1)
     low = torch.zeros(logp.shape[:-1], dtype=logp.dtype, device=logp.device)
     high = torch.ones_like(low)
-    low = torch.where(_divergence(tilt_geometric(logp, logq, high), logp) <= delta, high, low)
+    low = torch.where(_divergence(_mixture(logp, logq, high), logp) <= delta, high, low)
     for _ in range(_HALVINGS):
         middle = (low + high) / 2
-        holds = _divergence(tilt_geometric(logp, logq, middle), logp) <= delta
+        holds = _divergence(_mixture(logp, logq, middle), logp) <= delta
         low, high = torch.where(holds, middle, low), torch.where(holds, high, middle)
-    return tilt_geometric(logp, logq, low), low
+    return _mixture(logp, logq, low), low
 
 
 class Audit:
@@ -278,3 +285,8 @@ def _floats(x: Tensor) -> Tensor:
 def _check_logits(a: Tensor, b: Tensor) -> None:
     if a.shape != b.shape or a.dim() < 1 or a.shape[-1] < 1:
         raise ShapeError(f"logits {list(a.shape)} of the target, {list(b.shape)} of the drafter", accepted="one shape")
+    if not a.numel():
+        return
+    ends = torch.stack([a.amax(-1).float(), b.amax(-1).float()])  # NaN, if there is one
+    if not bool(torch.isfinite(ends).all()):
+        raise ShapeError("logits with NaN, plus infinity, or no token at all", accepted="numbers, or minus infinity")

@@ -142,11 +142,21 @@ class Tree:
         return kin
 
     def children(self, i: int) -> Tensor:
-        """Nodes below node i, `[c]` int64, in the order in which they are tried."""
+        """Nodes below node i, `[c]` int64, in the order in which they are tried.
+
+        Raises:
+            ConfigError: there is no node i.
+        """
+        self._check_nodes([i])
         return (self.parent == i).nonzero().flatten()
 
     def path(self, i: int) -> list[int]:
-        """Nodes from the root to node i, both among them."""
+        """Nodes from the root to node i, both among them.
+
+        Raises:
+            ConfigError: there is no node i.
+        """
+        self._check_nodes([i])
         parent = ints(self.parent)
         nodes = [i]
         while parent[nodes[-1]] >= 0:
@@ -160,10 +170,15 @@ class Tree:
             keep: `[n]` bool, or int64 indices.
 
         Raises:
-            ConfigError: a node is kept whose parent is not, or the root is not.
+            ConfigError: a node is kept whose parent is not, or the root is not; or there is no such node.
+            ShapeError: neither a mask over the nodes nor indices.
         """
         mask = keep
+        if keep.is_floating_point() or keep.dim() != 1:
+            raise ShapeError(f"keep of {keep.dtype} {tuple(keep.shape)}", accepted=f"bool [{len(self)}], or indices")
         if keep.dtype != torch.bool:
+            self._check_nodes(ints(keep))
+            keep = keep.long()
             mask = torch.zeros(len(self), dtype=torch.bool, device=self.ids.device).index_fill(0, keep, True)
         if mask.shape != (len(self),):
             raise ShapeError(f"keep of {tuple(keep.shape)}", accepted=f"bool [{len(self)}], or indices")
@@ -174,6 +189,11 @@ class Tree:
         q_node = None if self.q_node is None else self.q_node[mask]
         q_full = None if self.q_full is None else self.q_full[mask]
         return Tree(self.ids[mask], moved[above[mask]].int(), self.depth[mask], q_node, q_full)
+
+    def _check_nodes(self, nodes: list[int]) -> None:
+        outside = [node for node in nodes if not 0 <= node < len(self)]
+        if outside:
+            raise ConfigError(f"node {outside[0]}", accepted=f"0 to {len(self) - 1}")
 
     def retrieve(self) -> Tensor:
         """The path to every leaf, `[leaves, depth + 1]` int64 node indices, root first, padded with -1."""
