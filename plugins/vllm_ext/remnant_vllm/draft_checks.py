@@ -10,6 +10,7 @@ import remnant_vllm
 from remnant.errors import ConfigError, UnsupportedPolicy, unknown
 from remnant.serving.checkpoint import find_config, read_json, stored_bytes
 from remnant_vllm.asked import DRAFTERS, drafting, given
+from remnant_vllm.ours import drafts_by_ours
 
 __all__ = ["check_drafting", "check_sampling"]
 
@@ -56,9 +57,7 @@ def check_sampling(vllm_config: Any, params: Any) -> None:
     Raises:
         ConfigError: `min_p` or `logit_bias`.
     """
-    draft = getattr(vllm_config, "speculative_config", None)
-    config = getattr(getattr(draft, "draft_model_config", None), "hf_config", None)
-    if _chosen(draft) is None and not hasattr(config, "remnant_trim"):
+    if not drafts_by_ours(vllm_config):
         return
     for name in ("min_p", "logit_bias"):
         value = getattr(params, name, None)

@@ -73,14 +73,11 @@ def _reading_the_flag(original: Callable[..., None], vllm_config: Any, *args: An
 
 
 def _concerned(vllm_config: Any) -> bool:
-    """Whether anything of ours was asked for: an option, a drafter, or a checkpoint that we trimmed."""
-    if (getattr(vllm_config, "additional_config", None) or {}).get("remnant") is not None:
-        return True
-    draft = getattr(vllm_config, "speculative_config", None)
-    if draft is None:
-        return False
-    trimmed = getattr(getattr(draft, "draft_model_config", None), "hf_config", None)
-    return str(getattr(draft, "model", "")).startswith("remnant_vllm") or hasattr(trimmed, "remnant_trim")
+    """Whether anything of ours was asked for: an option, a drafter, or a checkpoint that we wrote as a drafter."""
+    from remnant_vllm.ours import drafts_by_ours
+
+    asked = (getattr(vllm_config, "additional_config", None) or {}).get("remnant") is not None
+    return asked or drafts_by_ours(vllm_config)
 
 
 def _choosing(

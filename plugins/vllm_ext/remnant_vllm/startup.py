@@ -10,6 +10,7 @@ from remnant.kv import Policy, Rope
 from remnant_vllm._compat.engine import InputProcessor, VLLMValidationError, check_host, wrap_once
 from remnant_vllm.asked import eviction
 from remnant_vllm.draft_checks import check_drafting, check_sampling
+from remnant_vllm.ours import drafts_by_ours
 from remnant_vllm.settings import Settings
 
 __all__ = ["prepare", "rope_for"]
@@ -27,6 +28,11 @@ def prepare(vllm_config: Any) -> None:
     """
     check_host()
     check_drafting(vllm_config)
+    if drafts_by_ours(vllm_config):
+        # Here and in the worker: vLLM makes the configuration of a drafter with weights there, which comes by, too.
+        from remnant_vllm._compat.sampler import repair_sampling
+
+        repair_sampling()
     wrap_once(InputProcessor, "process_inputs", _reading_requests)
     asked = eviction(vllm_config)
     if asked is None:
