@@ -87,6 +87,27 @@ def test_trimmed_in_place(tied: bool, prompt: torch.Tensor, tmp_path: Path):
         assert torch.equal(load_trimmed(tmp_path / "saved")(prompt).logits, after)
 
 
+def test_capped_logits_stay_minus_infinity(prompt: torch.Tensor, tmp_path: Path):
+    """Gemma 2 caps its logits, which makes a number that may be drawn of minus infinity."""
+    from transformers import Gemma2Config, Gemma2ForCausalLM
+
+    torch.manual_seed(0)
+    config = Gemma2Config(
+        vocab_size=128, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4, head_dim=8,
+        num_key_value_heads=2, final_logit_softcapping=2.0, pad_token_id=0, bos_token_id=None, eos_token_id=None,
+    )  # fmt: skip
+    model, vmap = Gemma2ForCausalLM(config).eval(), VocabMap.from_ids([3, 50, 127], 128)
+    with torch.no_grad():
+        wanted = vmap.scatter(model(prompt).logits[..., vmap.keep])
+        trim_model(model, vmap).save_pretrained(tmp_path / "saved")
+        for draft in (model, load_trimmed(tmp_path / "saved")):
+            assert torch.equal(draft(prompt).logits, wanted)
+            assert torch.equal(draft(prompt, return_dict=False)[0], wanted)
+            loss, logits = draft(prompt, labels=torch.full_like(prompt, 50), return_dict=False)[:2]
+            assert loss.isfinite()
+            assert torch.equal(logits, wanted)
+
+
 def test_greedy_output_is_the_targets(folder: Path, target: Any, prompt: torch.Tensor):
     draft, wanted = load_trimmed(folder), plain(target, prompt)
     drafts = speculate(draft, num_draft=3)

@@ -95,8 +95,19 @@ def _mark(model: Any, vmap: VocabMap, architecture: str) -> None:
     """Put the tables and the size where checkpoints keep them."""
     for name, table in vmap.to_tensors().items():
         model.register_buffer(name, table)
+    if getattr(model.config.get_text_config(), "final_logit_softcapping", None):
+        model.register_forward_hook(_put_back)
     model.config.draft_vocab_size = vmap.k
     model.config.architectures = [trimmed_name(architecture)]
+
+
+def _put_back(model: Any, _: Any, output: Any) -> Any:
+    """A model that caps its logits has made numbers of the minus infinities."""
+    if not isinstance(output, tuple):
+        output.logits = output.logits.masked_fill(~model.t2d, float("-inf"))
+        return output
+    at = next(i for i, x in enumerate(output) if isinstance(x, Tensor) and x.dim() == 3)
+    return (*output[:at], output[at].masked_fill(~model.t2d, float("-inf")), *output[at + 1 :])
 
 
 def _class(architecture: str, vmap: VocabMap) -> type[Any]:
