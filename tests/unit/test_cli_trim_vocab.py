@@ -37,10 +37,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
         LlamaForCausalLM(LlamaConfig(**{**shape, "hidden_size": width}, num_hidden_layers=layers)).save_pretrained(
             folder / name
         )
-    eagle = {"architectures": ["LlamaForCausalLMEagle3"], "vocab_size": V, "draft_vocab_size": V, "eos_token_id": 63}
+    from remnant.speculative.eagle3 import Eagle3
+    from remnant.speculative.eagle3_shape import Eagle3Shape
+
+    eagle = {**shape, "architectures": ["LlamaForCausalLMEagle3"], "hidden_size": 32, "draft_vocab_size": V}
     (folder / "eagle").mkdir()
     (folder / "eagle/config.json").write_text(json.dumps(eagle))
-    weights = {"lm_head.weight": torch.randn(V, 32), "fc.weight": torch.randn(32, 96)}
+    torch.manual_seed(0)
+    weights = {name: x * 4 for name, x in Eagle3(Eagle3Shape.from_config(eagle)).state_dict().items()}
     save_file(weights, folder / "eagle/model.safetensors")
     return folder
 
@@ -164,6 +168,29 @@ def test_eagle3_again_and_whole(capsys: Any, models: Path, tokens: str, tmp_path
     assert "accepted: 1 to the 30 rows of once" in error["message"]
 
 
+def test_an_eagle3_drafter_is_measured(capsys: Any, models: Path, tokens: str, tmp_path: Path):
+    """Acceptance, how far its chains get, the speed-up that follows from that; and it may choose the tokens."""
+    options = ["--tokens", tokens, "--target", models / "target", "--temperature", 1, "--no-chart", "--k", 16]
+    rows = {}
+    for objective in ("counts", "acceptance"):
+        out = tmp_path / objective
+        found = run(capsys, models / "eagle", *options, "--objective", objective, "--out", out)
+        rows[objective] = next(row for row in found["table"] if row["k"] == 16)
+        assert found["acceptance"]["whole_is"] == "measured"
+        assert found["acceptance"]["steps"] == rows[objective]["acceptance_steps"]
+        for row in found["table"]:
+            steps = row["acceptance_steps"]
+            assert row["acceptance_measured"] >= row["acceptance_bound"] - 1e-6
+            assert steps[0] == pytest.approx(row["acceptance_measured"], abs=0.02)  # not quite the same places
+            assert steps[0] >= steps[1] >= steps[2] > 0
+            assert row["mbsu"] == pytest.approx((1 + sum(steps)) / (3 * row["cost"] + 1))
+        assert found["table"][-1]["acceptance_measured"] == pytest.approx(found["acceptance"]["whole"])
+    assert rows["acceptance"]["acceptance_measured"] > rows["counts"]["acceptance_measured"]
+    again = run(capsys, tmp_path / "counts", *options[:-1], 8, "--out", tmp_path / "again")
+    assert again["acceptance"]["whole"] == pytest.approx(rows["counts"]["acceptance_measured"])
+    assert again["acceptance"]["measured"] < again["acceptance"]["whole"]
+
+
 def test_replacing(capsys: Any, models: Path, tokens: str, tmp_path: Path):
     options = [models / "draft", "--tokens", tokens, "--no-chart", "--out", tmp_path / "out"]
     run(capsys, *options, "--k", 20)
@@ -224,8 +251,13 @@ def test_refusals_read_no_weights(capsys: Any, models: Path, tokens: str, tmp_pa
     assert "a smaller drafter" in found["error"]["message"]
     found = run(capsys, draft, "--k", 9, "--out", out)
     assert "nothing to count" in found["error"]["message"]
-    found = run(capsys, models / "eagle", *options, "--target", models / "target", "--objective", "acceptance")
-    assert "for an EAGLE-3 drafter" in found["error"]["message"]
+    (tmp_path / "eagle").mkdir()
+    config = json.loads((models / "eagle/config.json").read_text())
+    (tmp_path / "eagle/config.json").write_text(json.dumps({**config, "fc_norm": True}))
+    (tmp_path / "eagle/model.safetensors").write_bytes((models / "eagle/model.safetensors").read_bytes())
+    found = run(capsys, tmp_path / "eagle", *options, "--target", models / "target")
+    assert "an EAGLE-3 drafter with fc_norm True; accepted: false; trim by counts" in found["error"]["message"]
+    run(capsys, tmp_path / "eagle", *options, "--target", models / "target", "--held-out", 0, "--no-chart")
 
 
 def test_text_needs_a_tokenizer_that_fits(capsys: Any, models: Path, tmp_path: Path):

@@ -17,7 +17,7 @@ from remnant.lazy import needs
 if TYPE_CHECKING:
     from remnant.progress import Progress
     from remnant.speculative.vocab_checkpoint import Checkpoint
-    from remnant.speculative.vocab_measure import Forward
+    from remnant.speculative.vocab_measure import Chain, Forward
     from remnant.speculative.vocab_settings import Source, Trim
     from remnant.speculative.vocab_tokenizer import Tokenizer
 
@@ -106,22 +106,23 @@ def _work(model: str, out: Path, trim: Trim, asked: _Asked, progress: Progress) 
     parts = [_part(text) for text in asked.tokens]
     loaded = _load(asked.target) if asked.target and (asked.generate is not None or compared) else None
     sources = _sources(checkpoint, parts, asked, words, loaded, trim, progress)
-    forwards = (_reader(loaded, words), _reader(_load_draft(checkpoint), words)) if loaded and compared else None
+    forwards, chain = _pair(loaded, checkpoint, words) if loaded and compared else (None, None)
     trim = replace(trim, always=[_always(text, words) for text in asked.always] + _special(asked, checkpoint))
-    found = trim_vocab(model, sources, out, trim, asked.target, forwards, progress)
+    found = trim_vocab(model, sources, out, trim, asked.target, forwards, progress, chain)
     found.pop("metadata")
     return found | {"architecture": checkpoint.architecture, **_served(checkpoint, found, out)}
 
 
 def _comparable(checkpoint: Checkpoint, trim: Trim, asked: _Asked) -> bool:
-    """Whether both models are read side by side."""
-    if trim.objective == "acceptance":
-        if asked.target is None:
-            raise ConfigError("objective acceptance without a target", do="give --target")
-        if checkpoint.kind == "eagle3":
-            accepted = "a drafter that is a causal language model"
-            raise ConfigError("objective acceptance for an EAGLE-3 drafter", accepted=accepted, do="use counts")
-    return bool(asked.target) and checkpoint.kind == "causal" and (trim.objective == "acceptance" or trim.held_out > 0)
+    """Whether both models are read side by side; what cannot be is refused before any weight is read."""
+    if trim.objective == "acceptance" and asked.target is None:
+        raise ConfigError("objective acceptance without a target", do="give --target")
+    compared = asked.target is not None and (trim.objective == "acceptance" or trim.held_out > 0)
+    if compared and checkpoint.kind == "eagle3":
+        from remnant.speculative.eagle3_shape import Eagle3Shape
+
+        Eagle3Shape.from_config(checkpoint.config)
+    return compared
 
 
 def _number(text: str) -> int | None:
@@ -180,6 +181,18 @@ def _load(folder: str) -> Any:
         from transformers import AutoModelForCausalLM
     loader: Any = AutoModelForCausalLM
     return _placed(lambda options: loader.from_pretrained(folder, local_files_only=True, **options))
+
+
+def _pair(target: Any, checkpoint: Checkpoint, words: Tokenizer | None) -> tuple[tuple[Forward, Forward], Chain | None]:
+    """Target and drafter as functions of a text; a drafter that is fed by itself as a chain, too."""
+    if checkpoint.kind == "causal":
+        return (_reader(target, words), _reader(_load_draft(checkpoint), words)), None
+    from remnant.speculative.eagle3 import load_eagle3
+    from remnant.speculative.eagle3_pair import Eagle3Pair
+
+    head = load_eagle3(checkpoint.folder, target.dtype).to(target.device)
+    pair = Eagle3Pair(target, head, words.prompt("") if words else [])
+    return (pair.target, pair.draft), pair.chain
 
 
 def _load_draft(checkpoint: Checkpoint) -> Any:

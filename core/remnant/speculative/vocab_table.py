@@ -12,11 +12,11 @@ from torch import Tensor
 from remnant.errors import ConfigError
 from remnant.speculative.stats import block_efficiency, mbsu
 from remnant.speculative.vocab_checkpoint import Checkpoint
-from remnant.speculative.vocab_choose import StepCost, choose_k, geometric_grid
+from remnant.speculative.vocab_choose import StepCost, geometric_grid
 from remnant.speculative.vocab_counts import Tokens
 from remnant.speculative.vocab_map import VocabMap
 from remnant.speculative.vocab_measure import Measured
-from remnant.speculative.vocab_mixture import Domain, keep_for, mixed
+from remnant.speculative.vocab_mixture import Domain, keep_for
 from remnant.speculative.vocab_report import CHART, REPORT
 from remnant.speculative.vocab_settings import ASSUMED, Source, Trim
 from remnant.speculative.vocab_write import final_map
@@ -42,6 +42,7 @@ class Work:
         known: where that comes from: `measured`, `given` or `assumed`.
         positions: that acceptance was measured at.
         measured: by k.
+        steps: by k, how often the first draft, the first two, ... are accepted, where the drafter is fed by itself.
     """
 
     checkpoint: Checkpoint
@@ -57,6 +58,7 @@ class Work:
     known: str = "assumed"
     positions: int = 0
     measured: dict[int, Measured] = field(default_factory=dict[int, Measured])
+    steps: dict[int, list[float]] = field(default_factory=dict[int, list[float]])
 
 
 def grid_of(work: Work) -> list[int]:
@@ -90,7 +92,8 @@ def row_of(work: Work, k: int) -> dict[str, Any]:
     measured = work.measured.get(k)
     bound = measured.bound if measured else max(0.0, work.whole - outside)
     predicted = measured.acceptance if measured else bound
-    tokens, step = block_efficiency(min(1.0, max(0.0, predicted)), work.trim.num_draft), work.cost.step(k)
+    steps, step = work.steps.get(k), work.cost.step(k)
+    tokens = 1 + sum(steps) if steps else block_efficiency(min(1.0, max(0.0, predicted)), work.trim.num_draft)
     ratio = work.cost.ratio(k) if work.cost.target else None
     return {
         "k": k,
@@ -98,6 +101,7 @@ def row_of(work: Work, k: int) -> dict[str, Any]:
         "coverage_held_out": _held_out(work, kept),
         "acceptance_bound": bound,
         "acceptance_measured": measured.acceptance if measured else None,
+        "acceptance_steps": steps,
         "target_mass": measured.coverage if measured else None,
         "block_efficiency": tokens,
         "step_bytes": step,
@@ -121,16 +125,9 @@ def _held_out(work: Work, kept: VocabMap) -> float | None:
     return _share(work, kept, work.held_counts) if int(work.held_counts.sum()) else None
 
 
-def best_k(work: Work, grid: Sequence[int]) -> int:
-    """The k of the grid with the best speed-up, by measured acceptance where there is one and else by its bound."""
-
-    def accepted(k: int) -> float:
-        row = row_of(work, k)
-        found = row["acceptance_measured"]
-        return min(1.0, max(0.0, row["acceptance_bound"] if found is None else found))
-
-    scores = mixed(work.learned)
-    return choose_k(scores, work.cost.ratio, accepted, grid, num_draft=work.trim.num_draft, always=work.always)[0]
+def best_k(table: Sequence[Mapping[str, Any]]) -> int:
+    """The k with the best speed-up, the smaller one of equals."""
+    return max(table, key=lambda row: (row["mbsu"], -row["k"]))["k"]
 
 
 def report_of(
@@ -150,6 +147,7 @@ def report_of(
         "whole_is": work.known,
         "bound": row["acceptance_bound"],
         "measured": row["acceptance_measured"],
+        "steps": row["acceptance_steps"],
         "positions": work.positions,
         "temperature": trim.temperature,
     }

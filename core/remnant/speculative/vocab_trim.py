@@ -13,7 +13,7 @@ from remnant.progress import Progress, silent
 from remnant.serving.checkpoint import find_config
 from remnant.speculative.vocab_checkpoint import Checkpoint, read_checkpoint, target_bytes
 from remnant.speculative.vocab_counts import Tokens, count_tokens, windows
-from remnant.speculative.vocab_measure import Forward, between, expected_overlap, measure
+from remnant.speculative.vocab_measure import Chain, Forward, between, expected_overlap, measure, measure_chain
 from remnant.speculative.vocab_mixture import Domain, keep_for
 from remnant.speculative.vocab_report import write_report
 from remnant.speculative.vocab_settings import HELD_OUT_EVERY, WINDOW, Source, Trim
@@ -66,6 +66,7 @@ def trim_vocab(
     target: str | Path | None = None,
     forwards: tuple[Forward, Forward] | None = None,
     progress: Progress = silent,
+    chain: Chain | None = None,
 ) -> dict[str, Any]:
     """Write a drafter that proposes only k tokens; the target, and with it the output, stays as it is.
 
@@ -77,6 +78,8 @@ def trim_vocab(
         target: the target's folder or id, for costs.
         forwards: `(target, drafter)` as functions, to measure acceptance; None predicts it from a lower bound.
         progress: reports.
+        chain: a drafter that is fed by itself, as a function: how far its drafts get is measured as well, and counts
+            in place of the formula for drafts that are accepted independently.
 
     Returns:
         The report, as it also lies in the folder.
@@ -90,7 +93,7 @@ def trim_vocab(
     trim, out = trim or Trim(), Path(out)
     checkpoint, size = check_trim(model, out, trim, target)
     if trim.objective == "acceptance" and forwards is None:
-        raise ConfigError("objective acceptance without both models", do="give --target, and an ordinary drafter")
+        raise ConfigError("objective acceptance without both models", do="give --target")
     if not sources:
         raise ConfigError("no text to choose tokens by", accepted="at least one")
     folders = [checkpoint.folder, *([find_config(str(target)).parent] if target is not None else [])]
@@ -98,10 +101,10 @@ def trim_vocab(
     work = _prepare(checkpoint, sources, trim, size, forwards, special, progress)
     grid = grid_of(work)
     if forwards is not None and trim.held_out:
-        _measure(work, forwards, grid, progress)
+        _measure(work, forwards, chain, grid, progress)
     believe(work)
     table = [row_of(work, k) for k in grid]
-    k = trim.k if trim.k is not None else best_k(work, grid)
+    k = trim.k if trim.k is not None else best_k(table)
     kept = keep_for(work.domains, k, work.always)
     report = report_of(work, kept, table, out, sources)
     with replacing(out, checkpoint.folder, trim.force) as folder:
@@ -167,11 +170,16 @@ def _first(parts: Sequence[Tokens], tokens: int) -> list[Tokens]:
     return list(parts)[::step]
 
 
-def _measure(work: Work, forwards: tuple[Forward, Forward], grid: Sequence[int], progress: Progress) -> None:
-    read = _first(work.held, work.trim.held_out)
+def _measure(
+    work: Work, forwards: tuple[Forward, Forward], chain: Chain | None, grid: Sequence[int], progress: Progress
+) -> None:
+    read, trim = _first(work.held, work.trim.held_out), work.trim
     if not any(len(tokens.ids) > 1 for tokens in read):
         return  # too short a text to hold anything out
     maps = [final_map(work.checkpoint, keep_for(work.learned, k, work.always)) for k in grid]
-    whole, work.positions, found = measure(*forwards, read, maps, work.trim.temperature, progress)
+    whole, work.positions, found = measure(*forwards, read, maps, trim.temperature, progress)
     work.whole, work.known = whole, "measured"
     work.measured = {row.k: row for row in found}
+    if chain is not None:
+        steps = measure_chain(forwards[0], chain, read, maps, trim.num_draft, trim.temperature, progress)
+        work.steps = dict(zip(grid, steps, strict=False))
