@@ -27,12 +27,12 @@ from remnant.speculative.drafter import Draft, Sampler
 from remnant.speculative.target import Target
 from remnant.speculative.tree import Tree
 
-__all__ = ["Verdict", "Verifier"]
+__all__ = ["NONE", "Tilt", "Verdict", "Verifier", "as_tree", "pad", "path_to", "reads_history"]
 
 Tilt = Callable[[Tensor, Tensor], Tensor]
 """Logits of the target `[B, T, V]` and of the drafter, to the logits that are sampled from."""
 
-_NONE = torch.zeros(0, dtype=torch.int64)
+NONE = torch.zeros(0, dtype=torch.int64)
 
 
 class Verdict(NamedTuple):
@@ -79,14 +79,14 @@ class Verifier:
                 return self._drafted_first(rows, logits.unsqueeze(1), zq, drafts)
             z = self.tilt(logits.unsqueeze(1), zq).squeeze(1)
             self._record(rows, logits.unsqueeze(1), zq, none, none, True)
-        p = self.sampler.probs(self._histories(rows, [_NONE] * len(rows)), z)
+        p = self.sampler.probs(self._histories(rows, [NONE] * len(rows)), z)
         return ints(draw(p, uniforms((len(rows),), p, self.sampler.generator)))
 
     def _drafted_first(self, rows: list[int], z: Tensor, zq: Tensor, drafts: list[Draft]) -> list[int]:
         """The first token where a tilt leaves bonus tokens alone: drafted and checked like every later one."""
-        ids, lengths = _pad([draft.ids.to(z.device) for draft in drafts], self.text.last(rows))
+        ids, lengths = pad([draft.ids.to(z.device) for draft in drafts], self.text.last(rows))
         columns = ids.shape[1] + 1
-        histories = [view for view in self._histories(rows, [_NONE] * len(rows)) for _ in range(columns)]
+        histories = [view for view in self._histories(rows, [NONE] * len(rows)) for _ in range(columns)]
         real = torch.ones(len(rows), columns, dtype=torch.bool, device=z.device)
         wide = (z.expand(-1, columns, -1), zq.expand(-1, columns, -1))
         done = self._tilted(*wide, drafts, ids, lengths, histories, real)
@@ -97,7 +97,7 @@ class Verifier:
     def chains(self, rows: list[int], drafts: list[Draft]) -> list[Verdict]:
         """Check one chain per row, all rows at once."""
         last = self.text.last(rows)
-        ids, lengths = _pad([draft.ids.to(last.device) for draft in drafts], last)
+        ids, lengths = pad([draft.ids.to(last.device) for draft in drafts], last)
         steps = torch.arange(ids.shape[1] + 1, device=ids.device)
         z = self._step(torch.cat([last, ids], 1), self._base(rows, ids) + steps, lengths + 1, None)
         real = steps <= lengths.unsqueeze(1)
@@ -122,23 +122,26 @@ class Verifier:
         """Check one tree per row; a chain is a tree without branches."""
         if self.tilt is not None:
             raise ConfigError("a tilt over a drafted tree", accepted="chains", do="use a drafter of chains")
+        pairs, step = self._grown(rows, drafts)
+        z = self._step(*step)
+        return [self._walk(row, *pair, z[i]) for i, (row, pair) in enumerate(zip(rows, pairs, strict=True))]
+
+    def _grown(
+        self, rows: list[int], drafts: list[Draft]
+    ) -> tuple[list[tuple[Tree, Any]], tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """Every row's tree with how its children were found, and the arguments of a step over all of them."""
         last = self.text.last(rows)
-        pairs = [_as_tree(draft, root) for draft, root in zip(drafts, last, strict=True)]
-        tokens, widths = _pad([tree.ids for tree, _ in pairs], last)
-        depths, _ = _pad([tree.depth.long() for tree, _ in pairs], last)
+        pairs = [as_tree(draft, root) for draft, root in zip(drafts, last, strict=True)]
+        tokens, widths = pad([tree.ids for tree, _ in pairs], last)
+        depths, _ = pad([tree.depth.long() for tree, _ in pairs], last)
         mask = torch.eye(tokens.shape[1], dtype=torch.bool, device=last.device).repeat(len(rows), 1, 1)
         for row, (tree, _) in zip(mask, pairs, strict=True):
             row[: len(tree), : len(tree)] = tree.mask()
-        z = self._step(tokens, self._base(rows, tokens) + depths, widths, mask)
-        return [self._walk(row, *pair, z[i]) for i, (row, pair) in enumerate(zip(rows, pairs, strict=True))]
+        return pairs, (tokens, self._base(rows, tokens) + depths, widths, mask)
 
     def _walk(self, row: int, tree: Tree, mode: Any, z: Tensor) -> Verdict:
         def p_at(node: int) -> Tensor:
-            history = list[Tensor]()
-            if _reads_history(self.sampler):
-                path = tree.ids[torch.tensor(tree.path(node)[1:], dtype=torch.int64, device=tree.ids.device)]
-                history = self.text.histories(row, path, self.generated)[-1:]
-            return self.sampler.probs(history, z[node : node + 1])[0]
+            return self.sampler.probs(self._history(row, path_to(tree, node)), z[node : node + 1])[0]
 
         path, following = walk_tree(tree, p_at, mode, uniforms((len(tree),), z, self.sampler.generator))
         return Verdict([*ints(tree.ids[path]), int(following)], ints(path), int(tree.depth.max()))
@@ -155,10 +158,14 @@ class Verifier:
         return like.new_tensor([[self.text.length[row] - 1] for row in rows])
 
     def _histories(self, rows: list[int], drafts: list[Tensor]) -> list[Tensor]:
-        if not _reads_history(self.sampler):
+        if not reads_history(self.sampler):
             return []
         pairs = zip(rows, drafts, strict=True)
         return [view for row, ids in pairs for view in self.text.histories(row, ids, self.generated)]
+
+    def _history(self, row: int, path: Tensor) -> list[Tensor]:
+        """What precedes the token behind a path of drafted tokens; nothing where nobody looks."""
+        return self.text.histories(row, path, self.generated)[-1:] if reads_history(self.sampler) else []
 
     def _probs(self, histories: list[Tensor], z: Tensor, real: Tensor) -> Tensor:
         """Target probabilities `[R, T, V]`; zero where a row has no column."""
@@ -204,11 +211,17 @@ def _columns(z: Tensor, real: Tensor) -> Tensor:
     return z.flatten(0, 1) if bool(real.all()) else z[real]
 
 
-def _reads_history(sampler: Sampler) -> bool:
+def reads_history(sampler: Sampler) -> bool:
+    """Whether a sampler looks at histories; one that does not say so does."""
     return getattr(sampler, "reads_history", True)
 
 
-def _pad(rows: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
+def path_to(tree: Tree, node: int) -> Tensor:
+    """The drafted tokens on the way to a node, its own among them, `[d]` int64."""
+    return tree.ids[torch.tensor(tree.path(node)[1:], dtype=torch.int64, device=tree.ids.device)]
+
+
+def pad(rows: list[Tensor], like: Tensor) -> tuple[Tensor, Tensor]:
     """Rows of unequal length as one tensor, zeros behind, and their lengths."""
     lengths = [row.shape[0] for row in rows]
     out = like.new_zeros(len(rows), max(lengths))
@@ -242,7 +255,7 @@ def _logits(drafts: list[Draft], width: int, z: Tensor) -> Tensor:
     return out
 
 
-def _as_tree(draft: Draft, root: Tensor) -> tuple[Tree, Any]:
+def as_tree(draft: Draft, root: Tensor) -> tuple[Tree, Any]:
     """A draft as a tree below the last token `[1]`, and how its children were found."""
     if draft.tree is not None:
         if int(draft.tree.ids[0]) != int(root):

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from remnant.errors import ConfigError
+from remnant.speculative._lazy import LazyVerifier, wanted
 from remnant.speculative._text import Stop, Text, as_rows, room
 from remnant.speculative._verify import Tilt, Verifier
 from remnant.speculative.drafter import Draft, Drafter
 from remnant.speculative.drafter import Sampler as AnySampler
 from remnant.speculative.sampling import Sampler
 from remnant.speculative.stats import SpecStats
-from remnant.speculative.target import Target
+from remnant.speculative.target import Target, deferred
 
 __all__ = ["Output", "generate"]
 
@@ -60,6 +61,7 @@ def generate(
     on_tokens: Callable[[int, Tensor], None] | None = None,
     history: Literal["all", "generated"] = "all",
     drop_finished: bool = True,
+    lazy_logits: bool | None = None,
 ) -> Output:
     """Decode with drafts; without a tilt the output is what the target alone would give.
 
@@ -82,13 +84,16 @@ def generate(
         history: what processors of the target see: the whole text, or what was generated. The latter where drafter
             and target read different prompts.
         drop_finished: take finished rows out of the target's batch. False keeps their cache for a later turn.
+        lazy_logits: compute the target's head only where the walk over the draft comes by, level by level: one column
+            of logits per row instead of all. Greedy tokens stay the same, sampled ones too where the head gives the
+            same bits for one column as for many; their distribution in any case. None does what the plan counts on.
 
     Returns:
         Output with the new tokens per row, and the counts.
 
     Raises:
-        ConfigError: a drafter whose vocabulary is larger than the target's, a bound that leaves no room, or drafts
-            that do not suit a tilt.
+        ConfigError: a drafter whose vocabulary is larger than the target's, a bound that leaves no room, drafts that
+            do not suit a tilt, or lazy logits of a target that has none; the last before anything is read.
         ShapeError: prompts that are no int64 rows.
 
     Source: Leviathan et al. 2023, arXiv 2211.17192. Differs: rows of a batch accept different lengths.
@@ -104,11 +109,16 @@ def generate(
         drafter = None  # a plan without drafts has no room for what the drafter would keep
     rooms = room(prompts, max_new_tokens, None if plan is None else plan.L_max)
     width = num_draft if plan is None else plan.n - 1
+    lazy = wanted(plan, lazy_logits, tilt)
+    if lazy:
+        deferred(target)
     logits = target.prefill(prompts)
     text = Text(prompts, rooms, [eos] if isinstance(eos, int) else eos, stop, logits.device)
-    verifier = Verifier(target, text, sampler or Sampler(temperature=0.0), tilt, history == "generated")
+    kind = LazyVerifier if lazy else Verifier
+    verifier = kind(target, text, sampler or Sampler(temperature=0.0), tilt, history == "generated")
     run = _Run(verifier, drafter, width, None if plan is None else plan.depth, on_tokens, drop_finished)
     run.begin(prompts, logits)
+    del logits  # a row of the vocabulary per prompt
     while not all(text.done):
         run.block()
     return Output([text.new(row) for row in range(len(text))], run.close())

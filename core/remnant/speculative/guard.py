@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 from remnant.errors import ConfigError
 from remnant.speculative.calibration import select_nodes
 from remnant.speculative.planned import Plan, Refusal
+from remnant.speculative.target import LazyTarget, deferred
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from remnant.speculative.target import Target
+    from remnant.speculative.target import Head, Target
 
 __all__ = ["Guard", "GuardedTarget"]
 
@@ -100,15 +101,32 @@ class GuardedTarget:
 
     def step(self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run a block, if it is no wider than planned."""
+        self._refuse_wider(tokens)
+        logits = self._target.step(tokens, positions, widths, mask)
+        self.guard.check(self._target.nbytes())
+        return logits
+
+    def defer(self) -> None:
+        """See `LazyTarget.defer`."""
+        deferred(self._target)
+
+    def step_lazy(
+        self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Head]:
+        """Run a block without its head, if it is no wider than planned."""
+        self._refuse_wider(tokens)
+        assert isinstance(self._target, LazyTarget), "defer comes first"
+        made = self._target.step_lazy(tokens, positions, widths, mask)
+        self.guard.check(self._target.nbytes())
+        return made
+
+    def _refuse_wider(self, tokens: Tensor) -> None:
         if tokens.shape[1] > self.guard.plan.n:
             raise ConfigError(
                 f"a block of {tokens.shape[1]} tokens under a plan for {self.guard.plan.n}",
                 accepted=f"up to {self.guard.plan.n}, the newest token among them",
                 do="give the plan to generate too",
             )
-        logits = self._target.step(tokens, positions, widths, mask)
-        self.guard.check(self._target.nbytes())
-        return logits
 
     def commit(self, keep: Tensor) -> None:
         """See `Target.commit`."""

@@ -57,7 +57,8 @@ class Plan:
         plain_speed: the same without drafting, at the same batch.
         bytes: parts by name, as `MemoryModel.bytes` gives them.
         budget: bytes that were given.
-        lazy_logits: whether the host computes the head node by node.
+        lazy_logits: whether the plan counts on a head that is computed only where the walk comes by; what runs under
+            the plan then does so, or refuses to begin.
         longest: tokens per row that would fit with this n, up to what the model was made for.
         offload: bytes of keys and values of the asked length that have no place: the oldest turns, to be evicted or
             kept elsewhere.

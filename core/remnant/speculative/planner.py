@@ -36,12 +36,13 @@ class Planner:
         costs: seconds; left out, those of an A100 by the roofline.
         max_nodes: most nodes of a block.
         epsilon: fraction of the best speed given up for memory.
-        lazy_logits: whether the host computes the head node by node; the models of transformers do not.
+        lazy_logits: reckon with a host that computes the head only where the walk comes by: `generate` and
+            `remnant_hf.speculate` do, and a plan made so switches it on there. The loop of transformers cannot.
         resident: the drafter stays loaded while nothing is drafted, so its weights and cache count then too.
         strict: refuse budgets below the lower bound, instead of drafting less.
 
     Raises:
-        ConfigError: a number out of range.
+        ConfigError: a number out of range, or lazy logits of a host that has none.
     """
 
     model: MemoryModel
@@ -66,6 +67,12 @@ class Planner:
             raise ConfigError(f"epsilon={self.epsilon}", accepted="0 or more, below 1")
         if self.now is not None and self.now > self.context:
             raise ConfigError(f"{self.now} tokens now, {self.context} at most", accepted="now of at most context")
+        if self.lazy_logits and self.model.host == "transformers":
+            raise ConfigError(
+                "lazy logits on host 'transformers', whose own loop computes those of every drafted token",
+                accepted="engine, kernels",
+                do="plan for host 'engine' and generate with remnant_hf.speculate",
+            )
 
     @cached_property
     def table(self) -> Acceptance:

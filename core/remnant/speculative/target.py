@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
-__all__ = ["Target"]
+from remnant.errors import ConfigError
+
+__all__ = ["Head", "LazyTarget", "Target", "deferred"]
+
+Head = Callable[[Tensor, Tensor], Tensor]
+"""Rows and columns of the last pass, both `[R]` int64, to their logits `[R, V]`; valid until `commit`."""
 
 
 @runtime_checkable
@@ -74,3 +79,42 @@ class Target(Protocol):
     def nbytes(self) -> int:
         """Bytes that the cache holds now, columns of the last `step` among them until `commit`."""
         ...
+
+
+@runtime_checkable
+class LazyTarget(Target, Protocol):
+    """A target that can leave its output head until it is known which columns are wanted."""
+
+    def defer(self) -> None:
+        """Make sure of that, before anything is read; from then on `prefill` too makes only the logits it returns.
+
+        Raises:
+            ConfigError: the head of this model cannot be run apart from the rest; says why.
+        """
+        ...
+
+    def step_lazy(
+        self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Head]:
+        """`step`, but for the head: arguments as there, after `defer`.
+
+        Returns:
+            `[B, V]` logits after the first column of each row, and what makes those of other columns.
+        """
+        ...
+
+
+def deferred(target: Target) -> LazyTarget:
+    """A target that has been told to leave its head.
+
+    Raises:
+        ConfigError: it cannot; says why.
+    """
+    if not isinstance(target, LazyTarget):
+        raise ConfigError(
+            f"lazy logits from a {type(target).__name__}, whose step computes those of every drafted token",
+            accepted="a target with step_lazy",
+            do="leave lazy_logits out, and plan without it",
+        )
+    target.defer()
+    return target

@@ -68,7 +68,13 @@ class Bounded:
 
 
 def engine_loop(
-    call: Call, drafter: Drafter, num_draft: int, sampler: HostSampler, plan: Any, tilt: Any
+    call: Call,
+    drafter: Drafter,
+    num_draft: int,
+    sampler: HostSampler,
+    plan: Any,
+    tilt: Any,
+    lazy_logits: bool | None = None,
 ) -> tuple[Any, SpecStats]:
     """Run our engine for one `generate` call.
 
@@ -79,6 +85,7 @@ def engine_loop(
         sampler: the distribution that is sampled from.
         plan: see `remnant.speculative.plan`.
         tilt: see `remnant.speculative.generate`.
+        lazy_logits: see `remnant.speculative.generate`.
 
     Returns:
         Ids `[B, S]`, or a `GenerateDecoderOnlyOutput` with ids and, of one row, the cache; and the counts.
@@ -101,6 +108,7 @@ def engine_loop(
             guarded, bounded, prompts, new, sampler, plan, tilt,
             num_draft=num_draft, eos=_ends(config), stop=_stop(call),
             on_tokens=None if streamer is None else lambda _, tokens: streamer.put(tokens.cpu()),
+            lazy_logits=lazy_logits,
         )  # fmt: skip
     finally:
         target.end()
@@ -120,7 +128,8 @@ def refuse_outputs(config: Any) -> None:
     """
     if config.return_dict_in_generate and (config.output_scores or config.output_logits):
         raise ConfigError(
-            "output_scores or output_logits with a batch, a tree, a tilt or a plan", accepted="one row and chains"
+            "output_scores or output_logits with a batch, a tree, a tilt, a plan or lazy logits",
+            accepted="one row and chains",
         )
 
 

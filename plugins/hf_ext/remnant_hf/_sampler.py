@@ -46,13 +46,20 @@ class HostSampler:
             history: per row `[T]` int64, the tokens before.
             logits: `[B, V]`, raw.
         """
-        scores = logits.float()
-        if self.processors:
-            rows = [self._row(ids, scores[i : i + 1]) for i, ids in enumerate(history)]
-            scores = torch.cat(rows) if rows else scores
+        scores = self._processed(history, logits)
         if not self._greedy:
             return scores.softmax(-1)
         return torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).float()
+
+    def best(self, history: Sequence[Tensor], logits: Tensor) -> Tensor:
+        """The most likely token of each row, `[B]` int64: what a greedy `probs` marks; arguments as there."""
+        return self._processed(history, logits).argmax(-1)
+
+    def _processed(self, history: Sequence[Tensor], logits: Tensor) -> Tensor:
+        scores = logits.float()
+        if not self.processors or not history:
+            return scores
+        return torch.cat([self._row(ids, scores[i : i + 1]) for i, ids in enumerate(history)])
 
     @property
     def reads_history(self) -> bool:

@@ -11,11 +11,13 @@ from torch import Tensor
 from transformers.generation.stopping_criteria import StoppingCriteriaList, StopStringCriteria
 
 from remnant.errors import ConfigError
+from remnant.speculative._lazy import wanted
 from remnant.speculative.drafter import Drafter
 from remnant.speculative.guard import Guard
 from remnant.speculative.stats import SpecStats
 from remnant_hf import _refusals as refuse
 from remnant_hf._engine import engine_loop
+from remnant_hf._head import halves
 from remnant_hf._proxy import Call, stock_loop
 from remnant_hf._sampler import HostSampler
 from remnant_hf._source import Source
@@ -38,6 +40,7 @@ def speculate(
     drafter_tokenizer: Any = None,
     allow_larger: bool = False,
     generator: torch.Generator | None = None,
+    lazy_logits: bool | None = None,
     **options: Any,
 ) -> Speculation:
     """Draft tokens, and let the model check several in one pass: `generate(..., custom_generate=speculate(...))`.
@@ -61,13 +64,18 @@ def speculate(
         drafter_tokenizer: of the drafter, compared with `tokenizer` before anything is computed.
         allow_larger: accept a drafter model that is larger than its target.
         generator: draws drafts and samples; None uses torch's own.
+        lazy_logits: run the model's output head only where the walk over a draft comes by: at most two rows of logits
+            per row of the batch are held, instead of one per drafted token, for one more call of the head per accepted
+            token. Greedy tokens are the same wherever the head gives one state the logits that it gives it among
+            others, up to ties; sampling keeps its distribution. None does what the plan counts on.
         options: of the drafter, when it is given by name.
 
     Returns:
         A callable for `custom_generate=`; its `stats` are those of the last call.
 
     Raises:
-        ConfigError: an option, drafter or vocabulary that is not accepted; options of a call are checked in the call.
+        ConfigError: an option, drafter or vocabulary that is not accepted; options of a call are checked in the call,
+            and so is a model whose head cannot be run apart, before anything is read or written.
 
     Source: Leviathan et al. 2023, arXiv 2211.17192.
     Example:
@@ -76,8 +84,9 @@ def speculate(
         drafts.stats.block_efficiency
     """
     return Speculation(
-        drafter, num_draft, tilt, plan, tree, tokenizer, drafter_tokenizer, allow_larger, generator, options
-    )
+        drafter, num_draft, tilt, plan, tree, tokenizer, drafter_tokenizer, allow_larger, generator, lazy_logits,
+        options,
+    )  # fmt: skip
 
 
 class Speculation:
@@ -98,6 +107,7 @@ class Speculation:
         drafter_tokenizer: Any,
         allow_larger: bool,
         generator: torch.Generator | None,
+        lazy_logits: bool | None,
         options: dict[str, Any],
     ) -> None:
         """See `speculate`."""
@@ -105,6 +115,7 @@ class Speculation:
             raise ConfigError(f"num_draft={num_draft!r}", accepted="an integer of at least 1, in tokens")
         if plan is not None:
             Guard(plan)  # a refusal says here how many bytes are missing
+        self.lazy = wanted(plan, lazy_logits, None if getattr(tilt, "lossless", False) else tilt)
         refuse.refuse_tokenizers(tokenizer, drafter_tokenizer)
         self.num_draft, self.tilt, self.plan, self.tree, self.tokenizer = num_draft, tilt, plan, tree, tokenizer
         self.allow_larger, self.generator = allow_larger, generator
@@ -132,6 +143,8 @@ class Speculation:
         refuse.refuse_model(model)
         refuse.refuse_call(model, generation_config, logits_processor, input_ids, kwargs)
         self.source.check(model, self.one_tokenizer, self.allow_larger)
+        if self.lazy:
+            halves(model)
         criteria = self._criteria(stopping_criteria, stop_strings)
         call = Call(model, input_ids, logits_processor, criteria, generation_config, kwargs, stream_to)
         if stream_to is not None:
@@ -142,8 +155,9 @@ class Speculation:
 
     def _run(self, call: Call, drafter: Drafter) -> tuple[Any, SpecStats]:
         sampler = HostSampler(call.processors, not call.config.do_sample, self.generator)
-        if self.tree or self.plan is not None or self.tilt is not None or len(call.input_ids) > 1 or self.generator:
-            return engine_loop(call, drafter, self.num_draft, sampler, self.plan, self.tilt)
+        ours = self.tree or self.plan is not None or self.tilt is not None or self.generator is not None or self.lazy
+        if ours or len(call.input_ids) > 1:
+            return engine_loop(call, drafter, self.num_draft, sampler, self.plan, self.tilt, self.lazy)
         stats = SpecStats(target_bytes=refuse.parameter_bytes(call.model), draft_bytes=self.source.bytes)
         with _recording(call.cache):
             return stock_loop(call, drafter, self.num_draft, sampler, stats), stats

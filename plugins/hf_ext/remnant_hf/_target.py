@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,9 @@ from torch import Tensor
 from transformers.cache_utils import DynamicCache, DynamicLayer, DynamicSlidingWindowLayer
 
 from remnant.errors import ConfigError, UnsupportedPolicy
+from remnant.speculative.target import Head
 from remnant_hf import bridge
+from remnant_hf._head import Halves, halves
 from remnant_hf._refusals import parameter_bytes, vocab_size
 from remnant_hf._rows import RowsCache
 from remnant_hf.cache import RemnantCache
@@ -24,7 +27,7 @@ _FOREVER = 2**31 - 1
 
 
 class ModelTarget:
-    """A model and one cache per row; see `remnant.speculative.Target`.
+    """A model and one cache per row; see `remnant.speculative.target`: a `Target`, and a `LazyTarget`.
 
     One row with a chain runs as in plain generation. Several rows share a pass, with attention row by row.
 
@@ -54,6 +57,11 @@ class ModelTarget:
         self._kind = str(getattr(model.config, "_attn_implementation", "sdpa"))
         self._widths: list[int] = []
         self._together: RowsCache | None = None
+        self._halves: Halves | None = None
+
+    def defer(self) -> None:
+        """Leave the head to whoever wants logits; see `LazyTarget.defer`."""
+        self._halves = halves(self.model)
 
     @torch.no_grad()
     def prefill(self, prompts: Sequence[Tensor]) -> Tensor:
@@ -62,18 +70,24 @@ class ModelTarget:
         self.alive = list(range(len(prompts)))
         self._together = None
         device = self.model.device
-        last: list[Tensor] = [torch.zeros(0)] * len(prompts)
+        out: Tensor | None = None
         rest = [ids.to(device)[cache.get_seq_length() :] for ids, cache in zip(prompts, self.caches, strict=True)]
         size = self.chunk or max(map(len, rest))
         for start in range(0, max(map(len, rest)), size):
             parts = [ids[start : start + size] for ids in rest]
             rows = [i for i, part in enumerate(parts) if len(part)]
             logits = self._read(rows, [parts[i] for i in rows])
-            for i, row in enumerate(rows):
-                last[row] = logits[i]
+            ends = [place for place, row in enumerate(rows) if len(rest[row]) <= start + size]
+            if len(ends) == len(prompts):
+                out = logits  # as they are: rows of a vocabulary are large
+            elif ends:
+                out = logits.new_empty(len(prompts), logits.shape[1]) if out is None else out
+                out[[rows[place] for place in ends]] = logits[ends]
+            del logits
         for cache in self.caches:
             cache.activate_past_recording()
-        return torch.stack(last)
+        assert out is not None
+        return out
 
     def _begin(self, rows: int) -> list[Any]:
         if rows == 1:
@@ -99,22 +113,45 @@ class ModelTarget:
         base = torch.tensor([self.caches[row].get_seq_length() for row in rows])
         positions = (base[:, None] + torch.arange(tokens.shape[1])).to(tokens.device)
         caches = [self.caches[row] for row in rows]
+        run = partial(self._forward, caches, tokens, positions, widths.tolist(), None)
+        if self._halves is not None:
+            return run(partial(self._halves.run, widths - 1))
         ends = (widths - 1).unique()
-        logits = self._forward(caches, tokens, positions, widths.tolist(), None, ends.to(tokens.device))
+        logits = run(partial(self._logits, ends.to(tokens.device)))
         column = torch.searchsorted(ends, widths - 1) if logits.shape[1] == len(ends) else widths - 1
         return logits[torch.arange(len(rows), device=logits.device), column.to(logits.device)]
+
+    def _logits(self, ends: Tensor | None, **inputs: Any) -> Tensor:
+        """The whole model; logits after the columns `ends` where it can leave out others."""
+        if self._keeps and ends is not None:
+            inputs["logits_to_keep"] = ends
+        return self.model(**inputs).logits
 
     @torch.no_grad()
     def step(self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None) -> Tensor:
         """Run further tokens; see `Target.step`."""
+        return self._step(tokens, positions, widths, mask, partial(self._logits, None))
+
+    @torch.no_grad()
+    def step_lazy(
+        self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None
+    ) -> tuple[Tensor, Head]:
+        """Run further tokens but for the head; see `LazyTarget.step_lazy`."""
+        if self._halves is None:
+            raise ConfigError("step_lazy before defer", do="call defer before prefill")
+        roots = torch.zeros(len(tokens), dtype=torch.int64)
+        return self._step(tokens, positions, widths, mask, partial(self._halves.run, roots)), self._halves.head
+
+    def _step(
+        self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None, run: Callable[..., Tensor]
+    ) -> Tensor:
         device = self.model.device
         self._widths = widths.tolist()
         if mask is not None and self._kind not in ("sdpa", "eager"):
             raise ConfigError(f"a drafted tree with attention {self._kind!r}", accepted="sdpa, eager; or chains")
         if mask is not None and any(isinstance(x, RemnantLayer) and x.policy.when for x in self.caches[0].layers):
             raise UnsupportedPolicy("a drafted tree over a cache that evicts", accepted="chains")
-        tokens, positions = tokens.to(device), positions.to(device)
-        return self._forward(self.caches, tokens, positions, self._widths, mask, None)
+        return self._forward(self.caches, tokens.to(device), positions.to(device), self._widths, mask, run)
 
     def _forward(
         self,
@@ -123,18 +160,18 @@ class ModelTarget:
         positions: Tensor,
         widths: list[int],
         tree: Tensor | None,
-        ends: Tensor | None,
+        run: Callable[..., Tensor],
     ) -> Tensor:
-        extra: dict[str, Any] = {"logits_to_keep": ends} if self._keeps and ends is not None else {}
-        extra |= {"input_ids": tokens, "position_ids": positions, "use_cache": True}
+        """One pass of the model, by `run`, which is given its arguments."""
+        inputs: dict[str, Any] = {"input_ids": tokens, "position_ids": positions, "use_cache": True}
         if len(caches) == 1 and tree is None and widths[0] == tokens.shape[1]:
-            return self.model(past_key_values=caches[0], **extra).logits
+            return run(past_key_values=caches[0], **inputs)
         together = self._rows(caches)
         block = together.block
         block.widths, block.positions, block.tree = widths, positions, None if tree is None else tree.to(tokens.device)
         # A mask of four dimensions is passed through; ours are made per row.
         unused = torch.zeros(tokens.shape[0], 1, tokens.shape[1], 1, dtype=self.model.dtype, device=tokens.device)
-        logits = self.model(past_key_values=together, attention_mask=unused, **extra).logits
+        logits = run(past_key_values=together, attention_mask=unused, **inputs)
         together.finish()
         return logits
 
@@ -148,6 +185,8 @@ class ModelTarget:
 
     def commit(self, keep: Tensor) -> None:
         """Keep some columns of the last step; see `Target.commit`."""
+        if self._halves is not None:
+            self._halves.drop()
         for cache, width, row in zip(self.caches, self._widths, keep.tolist(), strict=True):
             columns = [column for column in row if column >= 0]
             if columns != list(range(len(columns))):
