@@ -1,9 +1,10 @@
 """VocabTrim: acceptance and memory-bound speed-up by k, the drafter's share of the time before and after, on a CPU.
 
-Three cases; every ratio is of one run:
+Four cases; every ratio is of one run:
 
 - `acceptance`: the trained testbed as target, a small drafter. Tokens are chosen by counts of a corpus (FR-Spec),
   by counts of what the target wrote (VocabTrim) and by expected acceptance; measured on other text of the target.
+- `sources`: counts of the corpus against counts of what the target wrote, from the same number of tokens, over seeds.
 - `generate`: that drafter before and after in Hugging Face's `generate`, in turns, greedily; the tokens must be equal.
 - `steps`: random weights with the proportions of an EAGLE-3 drafter for Llama-3-8B (head 64 % of a draft step, a tenth
   of the target's bytes) at half its vocabulary: what a step costs, and the drafter's share of a block.
@@ -28,6 +29,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from drafting_vocab_sources import sources
 
 from remnant import __version__
 from remnant.speculative.stats import block_efficiency, mbsu
@@ -38,7 +40,7 @@ from remnant.speculative.vocab_measure import between, expected_overlap, measure
 
 FOLDER = Path(__file__).resolve().parent / "results"
 GAMMA, SEED = 3, 0
-CASES = ("acceptance", "generate", "steps")
+CASES = ("acceptance", "sources", "generate", "steps")
 SHAPE = {"vocab": 65536, "width": 512, "draft_mlp": 11_700, "target_layers": 12, "target_mlp": 23_500}
 Row = dict[str, Any]
 
@@ -50,14 +52,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--only", nargs="+", choices=CASES, default=CASES)
     parser.add_argument("--texts", type=int, default=48, help="texts that the target writes, half of them held out")
     parser.add_argument("--steps", type=int, default=400, help="training steps of the drafter")
+    parser.add_argument("--seeds", type=int, default=5, choices=range(2, 11), help="of the case sources")
     parser.add_argument("--repeats", type=int, default=15, help="pairs per timed figure")
     parser.add_argument("--json", action="store_true", help="print the lines as well")
     args = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    bench = Bench(args.texts, args.steps) if {"acceptance", "generate"} & set(args.only) else None
+    bench = Bench(args.texts, args.steps) if set(args.only) - {"steps"} else None
     rows: list[Row] = []
     if bench is not None and "acceptance" in args.only:
         rows += acceptance(bench)
+    if bench is not None and "sources" in args.only:
+        rows += sources(bench.target, bench.tokenizer, bench.forwards(), bench.corpus, args.seeds)
     if bench is not None and "generate" in args.only:
         rows += generate(bench, args.repeats)
     if "steps" in args.only:
