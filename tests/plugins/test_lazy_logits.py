@@ -68,6 +68,17 @@ def test_chains_and_trees_of_other_architectures(lab: Any, replay: Any, name: st
         assert drafts.stats.block_efficiency > 2
 
 
+def test_prompts_in_blocks_end_in_different_ones(lab: Any, replay: Any):
+    model = lab.model("llama")
+    rows, ids, mask = lab.padded((60, 12, 33, 30, 7))
+    want = lab.go(model, ids, None, 12, attention_mask=mask)
+    drafts = remnant_hf.speculate(replay(_texts(rows, want)), 4, lazy_logits=True)
+    with _heads(model) as calls:
+        got = lab.go(model, ids, None, 12, attention_mask=mask, custom_generate=drafts, prefill_chunk_size=10)
+    assert torch.equal(got, want)
+    assert max(calls) == 5
+
+
 def test_one_row_and_its_second_turn(lab: Any, replay: Any):
     model, ids = lab.model("llama"), lab.ids(30)
     for branches in (False, True):
@@ -173,7 +184,8 @@ def test_what_a_model_does_to_its_logits_is_done(lab: Any, make: Any):
         whole = model(input_ids=ids, position_ids=place, use_cache=False)
         bare = model.lm_head(model.base_model(input_ids=ids, position_ids=place, use_cache=False).last_hidden_state)
     own = _head.halves(model)
-    first = own.run(torch.zeros(1, dtype=torch.int64), input_ids=ids, position_ids=place, use_cache=False)
+    none = torch.zeros(1, dtype=torch.int64)
+    first = own.run(none, none, input_ids=ids, position_ids=place, use_cache=False)
     rest = own.head(torch.zeros(11, dtype=torch.int64), torch.arange(1, 12))
     assert torch.allclose(torch.cat([first, rest]), whole.logits[0], atol=1e-5)
     assert not torch.allclose(bare, whole.logits, atol=0.1)

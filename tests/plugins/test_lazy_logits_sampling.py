@@ -69,11 +69,18 @@ def _texts(drafts: Any, model: Any, cache: Any) -> Any:
 def _cache(model: Any, policy: str | None) -> Any:
     if policy is None:
         return DynamicCache(config=model.config)
-    return RemnantCache(model.config, policy, budget=24, **{"keydiff": {"slack": 8}, "trimkv": {}}[policy])
+    return RemnantCache(model.config, policy, budget=24, slack=8)
 
 
 @pytest.mark.parametrize(
-    ("kind", "policy"), [("lookup", None), ("model", None), ("tree", None), ("lookup", "keydiff"), ("model", "keydiff")]
+    ("kind", "policy"),
+    [
+        ("model", None),
+        ("lookup", "keydiff"),
+        pytest.param("tree", None, marks=pytest.mark.slow),
+        pytest.param("lookup", None, marks=pytest.mark.slow),
+        pytest.param("model", "keydiff", marks=pytest.mark.slow),
+    ],
 )
 def test_draws_are_the_targets(kind: str, policy: str | None):
     model = _model(0)
@@ -88,10 +95,10 @@ def test_draws_are_the_targets(kind: str, policy: str | None):
 
 
 def test_the_test_notices_another_distribution():
-    """A target that is a hundredth sharper than it should be is far outside."""
+    """A target that is somewhat sharper than it should be is far outside."""
     model, p = _model(0), _p(_model(0))
     generator = torch.Generator().manual_seed(0)
-    texts, sharper = [torch.arange(ROWS) % V], p**1.3 / (p**1.3).sum(-1, keepdim=True)
+    texts, sharper = [torch.arange(ROWS) % V], p**1.2 / (p**1.2).sum(-1, keepdim=True)
     while len(texts) <= NEW:
         texts.append(torch.multinomial(sharper[texts[-1]], 1, generator=generator)[:, 0])
     assert _worst(torch.stack(texts, 1), _p(model)) < WORST

@@ -107,7 +107,7 @@ class GuardedTarget:
         return logits
 
     def defer(self) -> None:
-        """See `LazyTarget.defer`."""
+        """See `LazyTarget.defer`; a target without it is refused by its own name."""
         deferred(self._target)
 
     def step_lazy(

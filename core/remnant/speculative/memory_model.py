@@ -13,6 +13,9 @@ _FP32 = 4
 Host = Literal["kernels", "engine", "transformers"]
 _HOSTS: dict[str, int] = {"kernels": 0, "engine": 1, "transformers": 2**31}
 """Rows whose keys and values of a layer are copied at once."""
+_CHAIN, _TREE = 4, 9
+"""Rows of a vocabulary, in float32, that our engine works with while it decides about one row: probabilities, what is
+left of them, and their float64 sums; a walk over a tree keeps all in float64."""
 
 
 class MemoryModel:
@@ -104,9 +107,10 @@ class MemoryModel:
             B: rows.
             L: tokens per row at most, prompt and answer.
             n: nodes of the block that is verified, the root (the last emitted token) included; 1 is plain decoding.
-            lazy_logits: the head is computed for one node at a time as the walk gets to it, and of the others only
-                the probability of the drafted token is kept; False holds float32 logits of all nodes, which is what
-                the models of transformers give.
+            lazy_logits: the head is computed only where the walk comes by, one node per row at a time. Ours over
+                transformers holds one row of logits per row then, and the work of one decision at a time; kernels two
+                rows, and the probability of every drafted token. False holds float32 logits of all nodes, which is what
+                the models of transformers give; their own loop always does.
             depth: levels of the tree below its root; left out, a chain of n - 1.
             top_k: nodes of a level that the drafter expands at once.
 
@@ -124,7 +128,7 @@ class MemoryModel:
         limit = None if self.kv_budget is None else self.kv_budget + self.chunk
         kv = B * (self.target.kv(L, n, limit) + self._draft_kv(L, n))
         verifying = {
-            "logits": B * self._logits(n, lazy_logits),
+            "logits": self._logits(B, n, lazy_logits, top_k > 1),
             "mask": B * n * (self.stored(L) + n) if self.dense_mask else B * n * n,
             "draft": B * self._draft(n, depth, top_k),
         }
@@ -180,9 +184,14 @@ class MemoryModel:
     def _draft_kv(self, length: int, n: int) -> int:
         return self.draft.kv(length, n, self.draft_context) if self.draft else 0
 
-    def _logits(self, n: int, lazy: bool) -> int:
-        each = self.target.vocab * _FP32 * (1 if self.host == "kernels" else 2)
-        return min(n * each, 2 * each + n * _FP32) if lazy else n * each
+    def _logits(self, rows: int, n: int, lazy: bool, tree: bool) -> int:
+        row = self.target.vocab * _FP32
+        eager = rows * n * row * (1 if self.host == "kernels" else 2)
+        if not lazy or self.host == "transformers":
+            return eager
+        if self.host == "kernels":
+            return min(eager, rows * (2 * row + n * _FP32))
+        return min(eager, (rows + (_TREE if tree else _CHAIN)) * row)
 
     def _scratch(self, rows: int, length: int, n: int, tokens: int) -> int:
         """One layer's activations of a pass: of its attention, with the host's copies, or of the part behind it."""

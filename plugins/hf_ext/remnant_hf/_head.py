@@ -38,10 +38,10 @@ class Halves:
         self._newest: Any = None
 
     @torch.no_grad()
-    def run(self, columns: Tensor, **inputs: Any) -> Tensor:
-        """The backbone over `[R, T]` tokens, the rest over one column of each row `[R]`: `[R, V]` logits."""
+    def run(self, rows: Tensor, columns: Tensor, **inputs: Any) -> Tensor:
+        """The backbone over `[B, T]` tokens, the rest over some rows and columns, both `[R]`: `[R, V]` logits."""
         self.drop()
-        record = _Record(self._backbone(), columns)
+        record = _Record(self._backbone(), None, rows, columns)
         logits = self._rest(record, **inputs)
         self._newest = record.out
         return logits
@@ -75,7 +75,7 @@ class _Again:
 
     Args:
         backbone: whose place it takes.
-        out: what that gave.
+        out: what that gave; None before it did.
         rows: `[R]` int64.
         columns: `[R]` int64.
     """
@@ -102,10 +102,7 @@ class _Again:
 
 
 class _Record(_Again):
-    """Runs the backbone, keeps what it gives, and hands out one column of each row."""
-
-    def __init__(self, backbone: Any, columns: Tensor) -> None:
-        super().__init__(backbone, None, torch.arange(len(columns)), columns)
+    """Runs the backbone, keeps what it gives, and hands out columns of that."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Run."""
@@ -152,7 +149,7 @@ def _compare(made: Halves) -> None:
     whole = model(**inputs).logits[0].float()
     largest = float(whole.abs().max())
     try:
-        far = float((made.run(ids[:1], **inputs) - whole[:1]).abs().max())
+        far = float((made.run(ids[:1], ids[:1], **inputs) - whole[:1]).abs().max())
         far = max(far, float((made.head(ids[:1], ids[1:]) - whole[1:]).abs().max()))
     except ConfigError:
         raise

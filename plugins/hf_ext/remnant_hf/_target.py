@@ -76,14 +76,22 @@ class ModelTarget:
         for start in range(0, max(map(len, rest)), size):
             parts = [ids[start : start + size] for ids in rest]
             rows = [i for i, part in enumerate(parts) if len(part)]
-            logits = self._read(rows, [parts[i] for i in rows])
             ends = [place for place, row in enumerate(rows) if len(rest[row]) <= start + size]
-            if len(ends) == len(prompts):
-                out = logits  # as they are: rows of a vocabulary are large
+            together = len(ends) == len(prompts)
+            # Rows of a vocabulary are large: where the head can be left, it runs for one row after the other.
+            now = ends if together or self._halves is None else ends[:1]
+            logits = self._read(rows, [parts[i] for i in rows], now)
+            if together:
+                out = logits
             elif ends:
                 out = logits.new_empty(len(prompts), logits.shape[1]) if out is None else out
-                out[[rows[place] for place in ends]] = logits[ends]
+                out[[rows[place] for place in now]] = logits
             del logits
+            for place in ends[len(now) :]:
+                assert self._halves is not None
+                assert out is not None
+                last = torch.tensor([len(parts[rows[place]]) - 1])
+                out[rows[place]] = self._halves.head(torch.tensor([place]), last)[0]
         for cache in self.caches:
             cache.activate_past_recording()
         assert out is not None
@@ -106,8 +114,8 @@ class ModelTarget:
                 cache.layers[i] = _Whole(layer.sliding_window)
         return cache
 
-    def _read(self, rows: list[int], parts: list[Tensor]) -> Tensor:
-        """Part of the prompts of some rows, kept for good; `[R, V]` logits after the last token of each."""
+    def _read(self, rows: list[int], parts: list[Tensor], places: list[int]) -> Tensor:
+        """Part of the prompts of some rows, kept for good; `[P, V]` logits after the last token of some of them."""
         widths = torch.tensor([len(part) for part in parts])
         tokens = torch.nn.utils.rnn.pad_sequence(parts, batch_first=True)
         base = torch.tensor([self.caches[row].get_seq_length() for row in rows])
@@ -115,11 +123,12 @@ class ModelTarget:
         caches = [self.caches[row] for row in rows]
         run = partial(self._forward, caches, tokens, positions, widths.tolist(), None)
         if self._halves is not None:
-            return run(partial(self._halves.run, widths - 1))
+            some = torch.tensor(places or [0])
+            return run(partial(self._halves.run, some, widths[some] - 1))
         ends = (widths - 1).unique()
         logits = run(partial(self._logits, ends.to(tokens.device)))
         column = torch.searchsorted(ends, widths - 1) if logits.shape[1] == len(ends) else widths - 1
-        return logits[torch.arange(len(rows), device=logits.device), column.to(logits.device)]
+        return logits[torch.tensor(places, dtype=torch.int64), column[places]]
 
     def _logits(self, ends: Tensor | None, **inputs: Any) -> Tensor:
         """The whole model; logits after the columns `ends` where it can leave out others."""
@@ -139,8 +148,9 @@ class ModelTarget:
         """Run further tokens but for the head; see `LazyTarget.step_lazy`."""
         if self._halves is None:
             raise ConfigError("step_lazy before defer", do="call defer before prefill")
-        roots = torch.zeros(len(tokens), dtype=torch.int64)
-        return self._step(tokens, positions, widths, mask, partial(self._halves.run, roots)), self._halves.head
+        rows = torch.arange(len(tokens))
+        run = partial(self._halves.run, rows, torch.zeros_like(rows))
+        return self._step(tokens, positions, widths, mask, run), self._halves.head
 
     def _step(
         self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None, run: Callable[..., Tensor]

@@ -94,10 +94,21 @@ def test_options_change_their_part_alone():
     assert changed(draft_context=30) == {"kv": -70 * 16}
     assert changed(slack=9) == {"slack": 9}
     attention = 4 * 3 * 8 * 4 + 104 * (2 * 4 * 4 * 2 + 4 * 4)  # one row, two query heads per KV head, mask as numbers
-    more = {"logits": 2 * 10 * 4, "activations": attention - 4 * 4 * 12 * 4}
-    assert changed(host="engine") == changed(host="transformers") == more
+    kernels = 2 * 10 * 4 + 4 * 4  # lazily: two rows of logits, and a probability per node
+    more = {"logits": (1 + 4) * 10 * 4 - kernels, "activations": attention - 4 * 4 * 12 * 4}
+    assert changed(host="engine") == more  # one row of logits, and what a decision works with
+    assert changed(host="transformers") == more | {"logits": 4 * 2 * 10 * 4 - kernels}  # it has no lazy logits
     ours, stock = (MemoryModel(TINY, host=host).bytes(3, 1000, 2) for host in ("engine", "transformers"))
     assert stock["activations"] - ours["activations"] == 2 * 1002 * (64 + 8)
+
+
+def test_lazy_logits_of_our_engine():
+    """A row of logits per row, and one decision at a time, in float64 where it is a tree's; never more than eager."""
+    model, row = MemoryModel(TINY, host="engine"), 10 * 4
+    assert model.bytes(3, 100, 16)["logits"] == (3 + 4) * row
+    assert model.bytes(3, 100, 16, depth=3, top_k=2)["logits"] == (3 + 9) * row
+    assert model.bytes(3, 100, 16, lazy_logits=False)["logits"] == 3 * 16 * 2 * row
+    assert model.bytes(1, 100, 2)["logits"] == model.bytes(1, 100, 2, lazy_logits=False)["logits"] == 4 * row
 
 
 def test_without_a_drafter_nothing_of_it_is_counted():
