@@ -113,6 +113,19 @@ def test_options_reach_the_model(capsys: pytest.CaptureFixture[str], target: str
     assert other["logits"] < plain["logits"]
 
 
+def test_lazy_logits(capsys: pytest.CaptureFixture[str], target: str):
+    """Planned for where something does it; what only copies them all is refused."""
+    same = ["--target", target, "--budget", "40GiB", "--batch", "8", "--context", "512", "--host"]
+    made = [asked(capsys, *same, "engine", *more)[1] for more in ([], ["--lazy-logits"])]
+    assert [one["plan"]["lazy_logits"] for one in made] == [False, True]
+    eager, lazy = (one["plan"]["bytes"]["logits"] for one in made)
+    assert lazy == 12 * eager // (8 * made[0]["plan"]["n"] * 2)
+    assert any("speculate then switch on" in note for note in made[1]["notes"])
+    code, found = asked(capsys, *same, "transformers", "--lazy-logits")
+    assert code == 2
+    assert "lazy logits on host 'transformers'" in str(found)
+
+
 def test_the_page_for_people(capsys: pytest.CaptureFixture[str], target: str, draft: str):
     assert main(["plan-draft", "--target", target, "--draft", draft, "--budget", "24GiB"]) == 0
     shown = capsys.readouterr().out

@@ -44,7 +44,7 @@ def plan_draft(
     slack: Annotated[
         str | None, typer.Option(help="For what is not modelled; left out, as the device's framework.", metavar="SIZE")
     ] = None,
-    lazy_logits: Annotated[bool, typer.Option("--lazy-logits", help="The head is computed node by node.")] = False,
+    lazy_logits: Annotated[bool, typer.Option("--lazy-logits", help="The head runs only where needed.")] = False,
     sampling: Annotated[bool, typer.Option("--sampling", help="The drafter reports whole distributions.")] = False,
     allow_larger: Annotated[bool, typer.Option("--allow-larger", help="A drafter larger than its target.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse budgets below the lower bound.")] = False,
@@ -157,7 +157,9 @@ def _notes(planner: Planner, rows: int, machine: Device) -> list[str]:
         "the less drafting gains"
     )
     if not planner.lazy_logits:
-        notes.append("logits of every node are held, as the models of transformers give them")
+        notes.append("logits of every node are held, as the models of transformers give them; see --lazy-logits")
+    else:
+        notes.append("counts on lazy logits, which generate and remnant_hf.speculate then switch on")
     positions = planner.model.target.positions
     if positions and planner.context > positions:
         notes.append(f"{planner.context} tokens are more than the {positions} that the target was made for")
