@@ -1,5 +1,6 @@
 """What FastDraft reads, and what the target's completions become."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -59,14 +60,37 @@ def test_files_become_rows_and_prompts(tmp_path: Path, testbed: tuple[Any, Any])
         ("bad.jsonl", "no json", "one JSON object per line"),
         ("list.jsonl", "[1]", "one JSON object per line"),
         ("other.jsonl", '{"title": "x"}', "empty corpus"),
+        ("half.jsonl", '{"text": "\\ud800"}', "surrogates not allowed"),
+        ("deep.jsonl", "[" * 100_000, "one JSON object per line"),
+        ("binary.txt", b"\x80\xff", "not UTF-8"),
+        ("binary.jsonl", b"\x80\xff", "not UTF-8"),
     ],
 )
-def test_files_that_are_no_corpus(tmp_path: Path, testbed: tuple[Any, Any], name: str, content: str | None, match: str):
+def test_files_that_are_no_corpus(
+    tmp_path: Path, testbed: tuple[Any, Any], name: str, content: str | bytes | None, match: str
+):
     file = tmp_path / name
     if content is not None:
-        file.write_text(content)
+        file.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(ConfigError, match=match):
         read_data(testbed[1], [file])
+
+
+def test_lines_of_json_end_at_line_feeds_alone(tmp_path: Path, testbed: tuple[Any, Any]):
+    line = json.dumps({"text": "one\u2028two\x85three"}, ensure_ascii=False)
+    (tmp_path / "a.jsonl").write_bytes(b"\xef\xbb\xbf" + line.encode() + b"\r\n" + line.encode())
+    stream = read_data(testbed[1], [tmp_path / "a.jsonl"], wanted=4, held_out=2).corpus
+    assert isinstance(stream, FileRows)
+    assert testbed[1].decode(stream.stream.tolist()).count("two") == 2
+
+
+def test_messages_that_no_template_takes(tmp_path: Path, testbed: tuple[Any, Any]):
+    (tmp_path / "a.txt").write_text("some text")
+    (tmp_path / "p.jsonl").write_text('{"messages": 5}\n{"messages": [{"role": "user", "content": "hi"}]}\n')
+    tokenizer = copy.deepcopy(testbed[1])
+    tokenizer.chat_template = None
+    with pytest.raises(ConfigError, match="chat template"):
+        read_data(tokenizer, [tmp_path / "a.txt"], prompts=tmp_path / "p.jsonl")
 
 
 def test_too_few_prompts(tmp_path: Path, testbed: tuple[Any, Any]):

@@ -146,17 +146,25 @@ def _bos(tokenizer: Any) -> int | None:
     return ids[0] if ids and ids[0] == tokenizer.bos_token_id else None
 
 
+def _read(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{str(file)!r} is not UTF-8: {error}", accepted="text files, or .jsonl") from None
+
+
 def _documents(file: Path) -> list[str]:
-    text = file.read_text(encoding="utf-8")
+    text = _read(file)
     if file.suffix != ".jsonl":
         return [text]
     return [str(row["text"]) for row in _jsonl(file, text) if "text" in row]
 
 
 def _jsonl(file: Path, text: str) -> list[dict[str, Any]]:
-    try:
-        rows: list[Any] = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except ValueError as error:
+    try:  # at line feeds alone: strings of JSON may hold the other ends of lines as they are
+        rows: list[Any] = [json.loads(line) for line in text.split("\n") if line.strip()]
+        json.dumps(rows, ensure_ascii=False).encode()  # half a surrogate pair is no text that a tokenizer takes
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{str(file)!r}: {error}", accepted="one JSON object per line") from error
     if not all(isinstance(row, dict) for row in rows):
         raise ConfigError(f"{str(file)!r} holds other things than objects", accepted="one JSON object per line")
@@ -190,7 +198,7 @@ def _cut(stream: Ids, bos: int | None, n: int, seed: int) -> tuple[Prompt, ...]:
 
 def _read_prompts(tokenizer: Any, file: Path, digest: Any) -> list[Prompt]:
     check_files([file], "file of prompts")
-    text = file.read_text(encoding="utf-8")
+    text = _read(file)
     digest.update(text.encode())
     if file.suffix != ".jsonl":
         return [Prompt(tuple(tokenizer(line)["input_ids"])) for line in text.splitlines() if line.strip()]
@@ -200,12 +208,23 @@ def _read_prompts(tokenizer: Any, file: Path, digest: Any) -> list[Prompt]:
 def _prompt(tokenizer: Any, row: dict[str, Any], file: Path) -> Prompt:
     domain = str(row.get("domain", "text"))
     if "messages" in row:
-        ids = tokenizer.apply_chat_template(row["messages"], add_generation_prompt=True, return_dict=True)["input_ids"]
+        ids = _chat(tokenizer, row["messages"], file)
     elif "prompt" in row:
         ids = tokenizer(str(row["prompt"]))["input_ids"]
     else:
         raise ConfigError(f"{str(file)!r} has a line with {sorted(row)}", accepted="prompt or messages, and domain")
     return Prompt(tuple(ids), domain)
+
+
+def _chat(tokenizer: Any, messages: Any, file: Path) -> list[int]:
+    try:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)["input_ids"]
+    except Exception as error:  # a template is a program of the checkpoint's own and raises what it likes
+        raise ConfigError(
+            f"{str(file)!r}: messages that the tokenizer's template does not take: {str(error).splitlines()[0]}",
+            accepted='[{"role": "user", "content": "..."}], and a tokenizer with a chat template',
+            do="or give prompts as text: prompt",
+        ) from error
 
 
 def _unique(prompts: Sequence[Prompt]) -> list[Prompt]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 from pathlib import Path
 from typing import Any
@@ -102,8 +103,11 @@ def run(settings: Settings, out: Path, resume: bool = False, progress: Progress 
 
 
 def _check_folder(out: Path, work: Path, resume: bool) -> None:
-    if out.is_file():
-        raise ConfigError(f"{str(out)!r} is a file", accepted="a folder")
+    near = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if not near.is_dir():
+        raise ConfigError(f"{str(near)!r} is a file", accepted="a folder")
+    if not os.access(near, os.W_OK):
+        raise ConfigError(f"{str(near)!r} may not be written to", accepted="a folder that may")
     if work.exists() and not resume:
         raise ConfigError(f"{str(out)!r} holds a run", do="go on with --resume, or use another folder")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -112,8 +113,8 @@ class Settings:
                 raise ConfigError(f"{name} {value}", accepted=f"at least {bound}")
         for name in ("budget", "minutes", "lr", "align_lr"):
             value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise ConfigError(f"{name} {value}", accepted="above 0")
+            if value is not None and not 0 < value < math.inf:
+                raise ConfigError(f"{name} {value}", accepted="above 0, and finite")
         if not 0 <= self.on_policy <= 1:
             raise ConfigError(f"on_policy {self.on_policy}", accepted="0 to 1")
 

@@ -111,7 +111,8 @@ def load_model(name: str, device: str) -> Any:
         model = load(dtype, device)[0]
     else:
         with _readable(name):
-            model = hf().AutoModelForCausalLM.from_pretrained(name, dtype=dtype).to(device).eval()
+            model = hf().AutoModelForCausalLM.from_pretrained(name, dtype=dtype, use_safetensors=True)
+            model = model.to(device).eval()
     return model.requires_grad_(False)
 
 
