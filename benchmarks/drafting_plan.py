@@ -6,6 +6,8 @@ Bytes: the testbed decodes with drafts, through our engine and through the stock
 tensor that comes and goes is counted, and its peak is compared with `MemoryModel`. Scratch inside an operation is not
 seen.
 
+Lazy logits: bytes of logits alone, predicted and counted, and eager against lazy time; see `drafting_plan_lazy.py`.
+
 Budgets: four rows each read a document and its beginning again, and the testbed goes on; `lookup` drafts. The naive
 allocation is the model's longest text for every row and the largest block. Of its memory beyond the weights, a plan
 gets a fraction; acceptance is learned on other documents, passes are timed beforehand. Runs are interleaved and timed
@@ -28,6 +30,7 @@ from typing import Any
 
 import torch
 import transformers
+from drafting_plan_lazy import lazy_rows, show_lazy
 from torch import Tensor
 
 import remnant
@@ -245,12 +248,17 @@ def main(argv: list[str] | None = None) -> int:
     torch.set_num_threads(1)
     model, tokenizer = load()
     progress = _report if sys.stderr.isatty() else silent
-    rows = [*compared_bytes(model, progress), *budgets(model, tokenizer, args.repeats, progress)]
+    rows = [
+        *compared_bytes(model, progress),
+        *lazy_rows(model, documents(tokenizer, 8), args.repeats, progress),
+        *budgets(model, tokenizer, args.repeats, progress),
+    ]
     facts = _facts(sys.argv[1:] if argv is None else argv)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text("".join(json.dumps({"benchmark": "drafting_plan", **row, **facts}) + "\n" for row in rows))
     draw(rows, args.out.with_suffix(".png"))
     show(rows)
+    show_lazy(rows)
     return 0
 
 
@@ -262,7 +270,12 @@ def _facts(arguments: list[str]) -> dict[str, Any]:
     def git(*command: str) -> str:
         return subprocess.run(["git", *command], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
-    measured = ("core/remnant/speculative", "plugins/hf_ext", "benchmarks/drafting_plan.py")
+    measured = (
+        "core/remnant/speculative",
+        "plugins/hf_ext",
+        "benchmarks/drafting_plan.py",
+        "benchmarks/drafting_plan_lazy.py",
+    )
     return {
         "command": " ".join(["python benchmarks/drafting_plan.py", *arguments]),
         "git": git("rev-parse", "HEAD"),

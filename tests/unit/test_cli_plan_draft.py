@@ -120,6 +120,8 @@ def test_lazy_logits(capsys: pytest.CaptureFixture[str], target: str):
     assert [one["plan"]["lazy_logits"] for one in made] == [False, True]
     eager, lazy = (one["plan"]["bytes"]["logits"] for one in made)
     assert lazy == 12 * eager // (8 * made[0]["plan"]["n"] * 2)
+    best = asked(capsys, *same, "engine", "--lazy-logits", "--greedy")[1]["plan"]["bytes"]["logits"]
+    assert best * 12 == lazy * 8  # one row of logits per row, and none to work with
     assert any("speculate then switch on" in note for note in made[1]["notes"])
     code, found = asked(capsys, *same, "transformers", "--lazy-logits")
     assert code == 2

@@ -46,6 +46,7 @@ def plan_draft(
     ] = None,
     lazy_logits: Annotated[bool, typer.Option("--lazy-logits", help="The head runs only where needed.")] = False,
     sampling: Annotated[bool, typer.Option("--sampling", help="The drafter reports whole distributions.")] = False,
+    greedy: Annotated[bool, typer.Option("--greedy", help="The target takes its best token.")] = False,
     allow_larger: Annotated[bool, typer.Option("--allow-larger", help="A drafter larger than its target.")] = False,
     strict: Annotated[bool, typer.Option("--strict", help="Refuse budgets below the lower bound.")] = False,
     chart: Annotated[Path | None, typer.Option(help="Draw predicted speed against budget into this PNG.")] = None,
@@ -74,6 +75,7 @@ def plan_draft(
             chunk=chunk,
             host=cast("Any", host),
             sampling=sampling,
+            greedy=greedy,
             allow_larger=allow_larger,
         )
         planner = Planner(

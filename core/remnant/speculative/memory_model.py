@@ -39,6 +39,7 @@ class MemoryModel:
             keys and values of one row while it attends, repeated for every query head, writes the mask out as numbers,
             and holds probabilities beside logits. `transformers`, its own loop, does so for all rows.
         sampling: the drafter reports the whole distribution that it drew each token from.
+        greedy: the target takes its best token, so that `engine` makes no probabilities of lazy logits.
         allow_larger: accept a drafter with more weights than its target.
 
     Raises:
@@ -64,6 +65,7 @@ class MemoryModel:
         dense_mask: bool = True,
         host: Host = "kernels",
         sampling: bool = False,
+        greedy: bool = False,
         allow_larger: bool = False,
     ) -> None:
         """See the class."""
@@ -78,7 +80,7 @@ class MemoryModel:
             if value is not None and value < low:
                 raise ConfigError(f"{name}={value}", accepted=f"an integer of at least {low}")
         self.slack, self.chunk, self.kv_budget, self.draft_context = slack, chunk, kv_budget, draft_context
-        self.dense_mask, self.host, self.sampling = dense_mask, host, sampling
+        self.dense_mask, self.host, self.sampling, self.greedy = dense_mask, host, sampling, greedy
         if self.draft is not None:
             _check_pair(self.target, self.draft, allow_larger)
 
@@ -191,7 +193,8 @@ class MemoryModel:
             return eager
         if self.host == "kernels":
             return min(eager, rows * (2 * row + n * _FP32))
-        return min(eager, (rows + (_TREE if tree else _CHAIN)) * row)
+        work = 0 if self.greedy else _TREE if tree else _CHAIN
+        return min(eager, (rows + work) * row)
 
     def _scratch(self, rows: int, length: int, n: int, tokens: int) -> int:
         """One layer's activations of a pass: of its attention, with the host's copies, or of the part behind it."""

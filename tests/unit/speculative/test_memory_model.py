@@ -108,6 +108,7 @@ def test_lazy_logits_of_our_engine():
     assert model.bytes(3, 100, 16)["logits"] == (3 + 4) * row
     assert model.bytes(3, 100, 16, depth=3, top_k=2)["logits"] == (3 + 9) * row
     assert model.bytes(3, 100, 16, lazy_logits=False)["logits"] == 3 * 16 * 2 * row
+    assert MemoryModel(TINY, host="engine", greedy=True).bytes(3, 100, 16, depth=3, top_k=2)["logits"] == 3 * row
     assert model.bytes(1, 100, 2)["logits"] == model.bytes(1, 100, 2, lazy_logits=False)["logits"] == 4 * row
 
 
