@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers.generation.candidate_generator import CandidateGenerator
 from transformers.generation.stopping_criteria import MaxLengthCriteria, MaxTimeCriteria, StoppingCriteriaList
 
-from remnant.errors import ConfigError, ShapeError
+from remnant.errors import ConfigError
 from remnant.speculative.drafter import Draft, Drafter, Sampler
 from remnant.speculative.stats import SpecStats
+from remnant_hf._checked import checked
 
 __all__ = ["Candidates", "room", "watching"]
 
@@ -76,8 +77,9 @@ class Candidates(CandidateGenerator):
     def _propose(self, input_ids: Tensor) -> Draft:
         limit = max(min(self.num_draft, self.end - self.length - 1, room(self.cache)), 0)
         start = time.perf_counter()
-        draft = self.drafter.propose([limit], self.sampler)[0]
+        drafts = self.drafter.propose([limit], self.sampler)
         self.stats.draft_seconds += time.perf_counter() - start
+        draft = checked(drafts, 1, self.drafter.name, self.vocab_size)[0]
         self._check(draft, limit)
         return draft.first(self._before_stop(input_ids, draft.ids))
 
@@ -87,8 +89,6 @@ class Candidates(CandidateGenerator):
             raise ConfigError(f"a tree from drafter {name!r}", accepted="chains", do="speculate(..., tree=True)")
         if len(draft) > limit:
             raise ConfigError(f"{len(draft)} tokens from drafter {name!r}", accepted=f"at most {limit}")
-        if draft.q is not None and draft.q.shape[1] > self.vocab_size:
-            raise ShapeError(f"distributions of {draft.q.shape[1]} tokens from {name!r}", accepted=str(self.vocab_size))
 
     def _before_stop(self, input_ids: Tensor, draft: Tensor) -> int:
         """How many drafted tokens come before the first at which generation would stop."""

@@ -16,6 +16,8 @@ from remnant.speculative.engine import generate
 from remnant.speculative.guard import GuardedTarget
 from remnant.speculative.stats import SpecStats
 from remnant.speculative.target import Target
+from remnant_hf._checked import checked
+from remnant_hf._limits import refuse_inputs
 from remnant_hf._proxy import Call
 from remnant_hf._sampler import HostSampler
 from remnant_hf._target import ModelTarget
@@ -50,6 +52,7 @@ class Bounded:
         rooms = [self.target.room(row) for row in range(len(limits))]
         asked = [min(limit, max(room, self._least)) for limit, room in zip(limits, rooms, strict=True)]
         drafts = self._drafter.propose(asked, sampler)
+        drafts = checked(drafts, len(limits), self._drafter.name, self.target.vocab_size)
         # A tree is not cut here: over a cache that evicts it is refused by the target.
         return [d if d.tree is not None else d.first(room) for d, room in zip(drafts, rooms, strict=True)]
 
@@ -92,15 +95,16 @@ def engine_loop(
     """
     refuse_outputs(call.config)
     prompts, config = call.prompts(), call.config
+    refuse_inputs(call.kwargs, prompts, call.real())
     rows, width = len(prompts), call.input_ids.shape[1]
     new = config.max_length - width
-    target = ModelTarget(call.model, _template(call.cache, rows), config.prefill_chunk_size)
+    target = ModelTarget(call.model, _template(call.cache, prompts), config.prefill_chunk_size)
     bounded = Bounded(drafter, target, tilt is not None)
     guarded: Target = target
     if plan is not None:
         guarded = GuardedTarget(target, plan)
         guarded.guard.admit([len(ids) for ids in prompts], new)
-    if any(len(ids) != width for ids in prompts):
+    if rows > 1 or len(prompts[0]) != width:
         sampler.prefix = [row[: width - len(ids)] for row, ids in zip(call.input_ids, prompts, strict=True)]
     streamer = call.streamer
     try:
@@ -133,8 +137,15 @@ def refuse_outputs(config: Any) -> None:
         )
 
 
-def _template(cache: Any, rows: int) -> Any:
+def _template(cache: Any, prompts: list[Tensor]) -> Any:
     """The cache of one row. That of a batch is the pattern for one per row, and itself stays empty."""
+    rows = len(prompts)
+    if rows == 1 and cache.get_seq_length() >= len(prompts[0]):
+        raise ConfigError(
+            f"a prompt of {len(prompts[0])} tokens over a cache that holds {cache.get_seq_length()}",
+            accepted="the whole conversation with something new behind it",
+            do="pass the earlier turns too, or another cache",
+        )
     if rows > 1 and (cache.get_seq_length() or getattr(cache, "offloading", False)):
         raise ConfigError(
             f"{rows} rows over a cache that holds {cache.get_seq_length()} tokens or is offloaded",
@@ -157,8 +168,9 @@ def _stop(call: Call) -> Any:
         return None
 
     def stop(row: int, new: Tensor) -> bool:
-        text: Any = torch.cat([call.input_ids[row], new.to(call.input_ids.device)])[None]
-        return bool(criteria(text, None).any())  # pyright: ignore[reportArgumentType]
+        # A criterion may tell rows apart by their place, so every row has the text of the one that is asked about.
+        text: Any = torch.cat([call.input_ids[row], new.to(call.input_ids.device)]).expand(len(call.input_ids), -1)
+        return bool(criteria(text, None)[row])  # pyright: ignore[reportArgumentType]
 
     return stop
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from remnant.speculative.drafter import Drafter, Sampler
@@ -48,10 +49,14 @@ class Call:
 
     def prompts(self) -> list[Tensor]:
         """Per row, the ids without padding."""
+        return [ids[real] for ids, real in zip(self.input_ids, self.real(), strict=True)]
+
+    def real(self) -> Tensor:
+        """`[B, S]` bool: what is no padding."""
         mask = self.kwargs.get("attention_mask")
         if mask is None:
-            return list(self.input_ids)
-        return [ids[real.bool().to(ids.device)] for ids, real in zip(self.input_ids, mask, strict=True)]
+            return torch.ones_like(self.input_ids, dtype=torch.bool)
+        return mask.bool().to(self.input_ids.device)
 
 
 class Proxy:

@@ -6,20 +6,29 @@ from typing import Any
 
 from torch import Tensor
 from transformers.cache_utils import QuantizedCache, StaticCache
-from transformers.generation.logits_process import UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers.generation.configuration_utils import GenerationMode
+from transformers.generation.logits_process import (
+    SynthIDTextWatermarkLogitsProcessor,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant_hf import _hooks
+from remnant_hf._limits import refuse_growing_rope
 
 __all__ = [
     "parameter_bytes",
     "refuse_call",
+    "refuse_headless",
     "refuse_larger",
     "refuse_model",
     "refuse_tokenizers",
     "refuse_vocabulary",
     "vocab_size",
 ]
+
+
+_MODES = (GenerationMode.GREEDY_SEARCH, GenerationMode.SAMPLE, GenerationMode.ASSISTED_GENERATION)
 
 
 def vocab_size(model: Any) -> int:
@@ -45,6 +54,17 @@ def refuse_model(model: Any) -> None:
             f"{type(model).__name__} keeps recurrent state, which a rejected draft cannot leave unchanged",
             accepted="models whose memory is a KV cache",
         )
+
+
+def refuse_headless(model: Any) -> None:
+    """Refuse a model that has no head to write with.
+
+    Raises:
+        ConfigError: transformers says that it cannot generate.
+    """
+    able = getattr(model, "can_generate", None)
+    if able is not None and not able():
+        raise ConfigError(f"drafter {type(model).__name__} has no language model head", accepted="a ...ForCausalLM")
 
 
 def refuse_vocabulary(target: Any, size: int | None, name: str, spare: bool) -> None:
@@ -115,11 +135,14 @@ def refuse_call(model: Any, config: Any, processors: Any, input_ids: Tensor, kwa
         kwargs: the model's keyword arguments, cache included.
 
     Raises:
-        ConfigError: beams, no cache, a cache that cannot go back, or a processor with a memory of its own.
+        ConfigError: beams, another way to generate, padding on the right, no cache, a cache that cannot go back, or a
+            processor with a memory of its own.
         UnsupportedPolicy: the cache's policy follows the text as it is written.
     """
     if config.num_beams > 1:
         raise ConfigError(f"num_beams={config.num_beams} with drafts", accepted="greedy decoding and sampling")
+    if (mode := config.get_generation_mode()) not in _MODES:
+        raise ConfigError(f"{mode.value} with drafts", accepted="greedy decoding and sampling")
     if config.output_attentions or config.output_hidden_states:
         raise ConfigError(
             "output_attentions or output_hidden_states with drafts", accepted="output_scores, output_logits"
@@ -133,7 +156,11 @@ def refuse_call(model: Any, config: Any, processors: Any, input_ids: Tensor, kwa
             accepted="input_ids with the whole conversation",
             do="pass the earlier turns too; what the cache holds of them is not read again",
         )
+    if mask is not None and not bool(mask[:, -1].all()):
+        raise ConfigError("a prompt whose last column is padding", accepted="padding on the left")
     _refuse_cache(kwargs)
+    real = [width] if mask is None else mask.bool().sum(1).tolist()
+    refuse_growing_rope(model.config, min(real), max(real) + config.max_length - width)
     _refuse_processors(processors)
 
 
@@ -153,6 +180,10 @@ def _refuse_processors(processors: Any) -> None:
     for each in processors or ():
         if isinstance(each, UnbatchedClassifierFreeGuidanceLogitsProcessor):
             raise ConfigError("guidance_scale with drafts: its second pass remembers rejected tokens", accepted="none")
+        if isinstance(each, SynthIDTextWatermarkLogitsProcessor):
+            raise ConfigError(
+                "a SynthID watermark with drafts: it remembers rejected tokens", accepted="WatermarkingConfig, or none"
+            )
         if isinstance(each, _hooks._Processor):
             raise UnsupportedPolicy(
                 "remnant_hf.hooks follows the text as it is written, and drafts are not yet text",

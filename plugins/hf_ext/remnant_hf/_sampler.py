@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers.generation import logits_process as stock
 
 __all__ = ["HostSampler"]
 
@@ -32,7 +32,6 @@ class HostSampler:
         """See the class."""
         self.processors, self.generator, self.prefix = processors, generator, prefix
         self._greedy = greedy
-        self._by_row: dict[int | None, Any] = {}
 
     @property
     def greedy(self) -> bool:
@@ -72,37 +71,42 @@ class HostSampler:
         if self.prefix and row is not None:
             ids = torch.cat([self.prefix[row].to(ids), ids])
         # Processors may write into what they are given.
-        return self._alone(row)(ids[None], scores.clone())
+        return self._apply(ids[None], scores.clone(), row)
 
     def _row_of(self, ids: Tensor) -> int | None:
         """The row of the call whose history this is: the engine's are views of one buffer with a line per row."""
-        base = ids._base
-        if not self.prefix or base is None or base.dim() != 2 or base.shape[0] != len(self.prefix):
+        rows, size = len(self.prefix or ()), ids.untyped_storage().nbytes() // ids.element_size()
+        if not rows or not size or size % rows:
             return None  # a drafter's own history, without padding: its filters may differ, the target's decide
-        return ids.storage_offset() // base.stride(0)
+        row, place = divmod(int(ids.storage_offset()), size // rows)
+        return row if place + len(ids) <= size // rows else None
 
-    def _alone(self, row: int | None) -> Any:
-        """The processors as one row sees them: some hold a number per row of the call, how much padding is ignored."""
-        whole: Any = self.processors
-        each: list[Any] = list(whole) if isinstance(whole, list) else []
-        if not any(_per_row(one) for one in each):
-            return whole
-        if row not in self._by_row:
-            kind: Any = type(whole)
-            self._by_row[row] = kind([_of_row(one, row) for one in each])
-        return self._by_row[row]
+    def _apply(self, ids: Tensor, scores: Tensor, row: int | None) -> Tensor:
+        """The processors on one row `[1, V]`. Those that may tell rows apart by their place see it in every place."""
+        processors: Any = self.processors
+        rows, place = len(self.prefix or ()), row or 0
+        if rows < 2 or not isinstance(processors, list):
+            return processors(ids, scores)
+        for each in list[Any](processors):
+            if _alike(each):
+                scores = each(ids, scores)
+            else:
+                scores = each(ids.expand(rows, -1), scores.repeat(rows, 1))[place : place + 1]
+        return scores
 
 
-def _per_row(processor: Any) -> bool:
-    return isinstance(getattr(processor, "prompt_ignore_length", None), Tensor)
+_ALIKE = {
+    stock.EpsilonLogitsWarper, stock.EtaLogitsWarper, stock.ExponentialDecayLengthPenalty,
+    stock.ForcedBOSTokenLogitsProcessor, stock.ForcedEOSTokenLogitsProcessor, stock.InfNanRemoveLogitsProcessor,
+    stock.LogitNormalization, stock.MinLengthLogitsProcessor, stock.MinNewTokensLengthLogitsProcessor,
+    stock.MinPLogitsWarper, stock.NoBadWordsLogitsProcessor, stock.NoRepeatNGramLogitsProcessor,
+    stock.RepetitionPenaltyLogitsProcessor, stock.SequenceBiasLogitsProcessor,
+    stock.SuppressTokensAtBeginLogitsProcessor, stock.SuppressTokensLogitsProcessor, stock.TemperatureLogitsWarper,
+    stock.TopKLogitsWarper, stock.TopPLogitsWarper, stock.TypicalLogitsWarper, stock.WatermarkLogitsProcessor,
+}  # fmt: skip
+"""Processors that treat every row of a batch alike."""
 
 
-def _of_row(processor: Any, row: int | None) -> Any:
-    if not _per_row(processor):
-        return processor
-    lengths, mine = processor.prompt_ignore_length, copy.copy(processor)
-    if row is None or row >= lengths.shape[0]:
-        mine.prompt_ignore_length = lengths.new_zeros(1)
-    else:
-        mine.prompt_ignore_length = lengths[row : row + 1]
-    return mine
+def _alike(processor: Any) -> bool:
+    # Repetition penalty holds a number per row in some versions: how much padding is ignored.
+    return type(processor) in _ALIKE and not isinstance(getattr(processor, "prompt_ignore_length", None), Tensor)

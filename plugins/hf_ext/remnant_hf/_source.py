@@ -10,6 +10,7 @@ from typing import Any
 from remnant.errors import ConfigError
 from remnant.speculative.drafter import Drafter, get_drafter
 from remnant_hf import _refusals as refuse
+from remnant_hf._limits import refuse_short
 
 __all__ = ["Source"]
 
@@ -54,10 +55,12 @@ class Source:
             return refuse.parameter_bytes(self.drafter)
         return 0 if self.named else int(getattr(self.drafter, "weight_bytes", 0))
 
-    def check(self, target: Any, one_tokenizer: bool, allow_larger: bool) -> None:
-        """Refuse a target that this drafter cannot serve; see `refuse_vocabulary` and `refuse_larger`."""
+    def check(self, target: Any, one_tokenizer: bool, allow_larger: bool, longest: int) -> None:
+        """Refuse a target or a length that this drafter cannot serve; see `refuse_vocabulary` and `refuse_larger`."""
         if self.model:
             refuse.refuse_model(self.drafter)
+            refuse.refuse_headless(self.drafter)
+            refuse_short(self.drafter, longest, self.name)
             size, spare = refuse.vocab_size(self.drafter), one_tokenizer
             if not allow_larger:
                 refuse.refuse_larger(target, self.drafter, self.name)

@@ -142,7 +142,7 @@ class Speculation:
         """
         refuse.refuse_model(model)
         refuse.refuse_call(model, generation_config, logits_processor, input_ids, kwargs)
-        self.source.check(model, self.one_tokenizer, self.allow_larger)
+        self.source.check(model, self.one_tokenizer, self.allow_larger, generation_config.max_length)
         if self.lazy:
             halves(model)
         criteria = self._criteria(stopping_criteria, stop_strings)

@@ -16,6 +16,7 @@ from remnant.errors import ConfigError, UnsupportedPolicy
 from remnant.speculative.target import Head
 from remnant_hf import bridge
 from remnant_hf._head import Halves, halves
+from remnant_hf._limits import refuse_kinds
 from remnant_hf._refusals import parameter_bytes, vocab_size
 from remnant_hf._rows import RowsCache
 from remnant_hf.cache import RemnantCache
@@ -50,7 +51,7 @@ class ModelTarget:
         self.caches: list[Any] = []
         self.alive: list[int] = []
         """The caller's row of each row that is left."""
-        parameters = inspect.signature(model.forward).parameters
+        parameters = inspect.signature(getattr(model, "_orig_mod", model).forward).parameters
         self._keeps = "logits_to_keep" in parameters
         if "position_ids" not in parameters:
             raise ConfigError(f"{type(model).__name__} takes no position_ids", accepted="models with rotary positions")
@@ -94,6 +95,8 @@ class ModelTarget:
                 out[rows[place]] = self._halves.head(torch.tensor([place]), last)[0]
         for cache in self.caches:
             cache.activate_past_recording()
+        if self._halves is not None:
+            self._halves.drop()
         assert out is not None
         return out
 
@@ -186,6 +189,7 @@ class ModelTarget:
         return logits
 
     def _rows(self, caches: list[Any]) -> RowsCache:
+        refuse_kinds(self.model)
         if caches is not self.caches:
             return RowsCache(caches, self._kind)
         if self._together is None:
