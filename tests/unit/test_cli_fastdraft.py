@@ -65,6 +65,7 @@ def test_json_and_table_and_resume(arguments: list[str], tmp_path: Path, capsys:
         (["--loss", "mse"], "ce+kl"),
         (["--on-policy", "0.5"], "ask the target"),
         (["--corpus", "nothing.txt"], "does not exist"),
+        (["--device", "toaster"], "device 'toaster'"),
         (["--budget", "nan"], "finite"),
         (["--lr", "inf"], "finite"),
         (["--minutes", "nan"], "finite"),

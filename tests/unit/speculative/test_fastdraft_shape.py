@@ -177,3 +177,17 @@ def test_the_borrowed_embedding_keeps_which_tokens_are_alike():
     before = wide.get_input_embeddings().weight.clone()
     borrow_embedding(wide, model, 0)
     assert torch.equal(before, wide.get_input_embeddings().weight)
+
+
+@pytest.mark.parametrize("head_dim", [32, 40, 80, 96])
+def test_heads_divide_the_width_whatever_the_targets_are(head_dim: int):
+    """Phi-3-mini has heads of 96; transformers refuses widths that their number does not divide."""
+    from transformers import LlamaConfig
+
+    target = LlamaConfig(vocab_size=500, hidden_size=8 * head_dim, num_attention_heads=8, head_dim=head_dim)
+    shapes = candidates(500, 3_000_000, head_dim)
+    assert len(shapes) > 3
+    for shape in shapes:
+        assert shape.width % shape.heads == shape.heads % shape.kv_heads == 0
+        config = draft_config(target, shape)
+        assert (config.hidden_size, config.num_attention_heads) == (shape.width, shape.heads)

@@ -49,6 +49,7 @@ def run(settings: Settings, out: Path, resume: bool = False, progress: Progress 
     Source: FastDraft (Zafrir et al. 2024, arXiv 2411.11055). Differs: the shape is searched on the machine at hand;
         divergences from sparse targets have a bucket for the rest; on-policy rows.
     """
+    device = _device(settings.device)
     target = read_target(settings.target)
     budget = settings.parameters(target.parameters)
     shapes = [] if settings.start else shapes_for(settings, target, budget)
@@ -60,7 +61,6 @@ def run(settings: Settings, out: Path, resume: bool = False, progress: Progress 
     data = _read(settings, tokenizer)
     plan = read_plan(work, settings, data.sha256)
 
-    device = settings.device or ("cuda" if torch.cuda.is_available() else "cpu")
     model = load_model(target.name, device)
     real, ends = len(tokenizer), stops(model, tokenizer)
     if plan is None:
@@ -100,6 +100,18 @@ def run(settings: Settings, out: Path, resume: bool = False, progress: Progress 
     }
     write_draft(out, draft, tokenizer, card)
     return {**card, "out": str(out)}
+
+
+def _device(asked: str | None) -> str:
+    if asked is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        kind = torch.device(asked).type
+    except RuntimeError:
+        kind = ""
+    if kind not in ("cpu", "cuda") or (kind == "cuda" and not torch.cuda.is_available()):
+        raise ConfigError(f"device {asked!r}", accepted="cpu, or cuda where there is such a GPU")
+    return asked
 
 
 def _check_folder(out: Path, work: Path, resume: bool) -> None:

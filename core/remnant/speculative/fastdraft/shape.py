@@ -98,7 +98,8 @@ def sized(width: int, depth: int, vocab: int, budget: int, head_dim: int = 64, b
     """
     while head_dim > 32 and width < 4 * head_dim:
         head_dim //= 2
-    heads = max(2, -(-width // head_dim))
+    # As many as cover the width and divide it: transformers refuses others, even where the size of a head is given.
+    heads = next(n for n in range(max(2, -(-width // head_dim)), width + 1) if width % n == 0)
     bare = Shape(width, depth, heads, max(1, heads // 2 if heads % 2 == 0 else 1), head_dim, 0, block)
     room = budget - bare.parameters(vocab)
     mlp = min(6 * width, room // (3 * width * depth) if room > 0 else 0)
