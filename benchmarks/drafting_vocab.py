@@ -261,7 +261,7 @@ def about() -> Row:
     return {
         "benchmark": "drafting_vocab", "device": f"CPU ({platform.machine()}), 1 thread, shared", "dtype": "float32",
         "versions": {"remnant": __version__, "torch": torch.__version__, "transformers": transformers.__version__},
-        "git": git("rev-parse", "HEAD"),
+        "git": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "--untracked-files=no")),
     }  # fmt: skip
 
 

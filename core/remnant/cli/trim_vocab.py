@@ -260,7 +260,10 @@ def _show(found: dict[str, Any]) -> None:
         floor = f", floor {text['floor']:.1%}" if text["floor"] else ""
         typer.echo(f"text     {text['name']}: {text['tokens']} tokens, {text['coverage']:.2%} of them kept{floor}")
     sure = found["acceptance"]
-    typer.echo(f"accepted {sure['whole']:.3f} before ({sure['whole_is']}), at least {sure['bound']:.3f} after\n")
+    typer.echo(f"accepted {sure['whole']:.3f} before ({sure['whole_is']}), at least {sure['bound']:.3f} after")
+    if sure["steps"]:
+        typer.echo(f"chains   {', '.join(f'{x:.3f}' for x in sure['steps'])} reach that many right drafts, from 1 on")
+    typer.echo("")
     print_table(("", "before", "after"), [(key, *map(_short, found[key].values())) for key in _KEYS])
     typer.echo("")
     columns = ("k", "coverage", "coverage_held_out", "acceptance_bound", "acceptance_measured", "cost", "mbsu")

@@ -2,7 +2,8 @@
 
 The parts: `vocab_map` (ids there and back, the head), `vocab_counts` and `vocab_specials` (which tokens),
 `vocab_mixture` (several kinds of text), `vocab_measure` (acceptance), `vocab_choose` (how many), `vocab_checkpoint` and
-`vocab_write` (files), `vocab_table` and `vocab_report` (figures), and `vocab_trim` that joins them.
+`vocab_write` (files), `vocab_table` and `vocab_report` (figures), and `vocab_trim` that joins them. `eagle3` runs an
+EAGLE-3 drafter, `eagle3_pair` both of them over one text.
 """
 
 from remnant.speculative.vocab_choose import StepCost, choose_k, geometric_grid

@@ -102,14 +102,12 @@ def test_states_of_another_size():
 def test_a_scaled_rotary_embedding_turns_otherwise():
     scaled = {"rope_type": "linear", "factor": 4.0}
     embeds, states = torch.randn(1, 8, D), torch.randn(1, 8, 3 * D)
-    plain, old, new = (
-        head(**config)(embeds, states)[0][0, 1:]
-        for config in (
-            {"rope_theta": 500.0},
-            {"rope_theta": 500.0, "rope_scaling": scaled},
-            {"rope_parameters": {**scaled, "rope_theta": 500.0}},
-        )
-    )
+    configs: list[dict[str, Any]] = [
+        {"rope_theta": 500.0},
+        {"rope_theta": 500.0, "rope_scaling": scaled},
+        {"rope_parameters": {**scaled, "rope_theta": 500.0}},
+    ]
+    plain, old, new = (head(**config)(embeds, states)[0][0, 1:] for config in configs)
     assert torch.equal(old, new)
     assert not torch.allclose(old, plain, atol=1e-3)
 
