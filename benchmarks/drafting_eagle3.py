@@ -2,9 +2,9 @@
 
     .venv-vllm/bin/python benchmarks/drafting_eagle3.py --out benchmarks/results/drafting-eagle3.jsonl
 
-The testbed writes text; a head of one layer is trained on it, here; `trim_vocab` trims the head by counts of what the
-target wrote, and by acceptance, and reports what that should give. Then stock vLLM serves every folder greedily, on
-documents that neither training nor trimming saw: its own metrics give acceptance and block efficiency, and every answer
+The testbed writes text; a head of one layer is trained on it, here. After openings of other documents the testbed writes
+what `trim_vocab` trims the head by, by counts and by acceptance, with a report of what that should give. Then stock vLLM
+serves every folder greedily, on documents that neither training nor trimming saw: its own metrics give acceptance and block efficiency, and every answer
 must equal the answer without drafts. Our forward also replays the same answers and must count the same drafts. MBSU
 is of bytes that a step reads, which a model this small does not show as time; no time is measured. CPU only.
 """
@@ -82,11 +82,14 @@ class Bench:
         given = given[torch.randperm(len(given), generator=r)][: 2 * options.texts]
         greedy = write(self.model, given[: options.texts], NEW, 0.0, r)
         sampled = write(self.model, given[options.texts :], NEW, 1.0, r)
-        self.texts = answers(greedy, PROMPT + 1, tokenizer.eos_token_id)
         self.head = train(self.model, torch.cat([greedy, sampled]), options.steps, GAMMA, options.seed)
         self.whole = save(self.head, new_head(self.model)[1], folder / "head")
-        held = prompts_of(tokenizer, load_held_out(), PROMPT)
+        # Neither was trained on, by target or head, and no document is in both.
+        learn, held = (prompts_of(tokenizer, load_held_out()[i::2], PROMPT, each=8) for i in (0, 1))
+        learn = learn[torch.randperm(len(learn), generator=r)][: options.texts]
+        self.texts = answers(write(self.model, learn, NEW, 0.0, r), PROMPT + 1, tokenizer.eos_token_id)
         held = held[torch.randperm(len(held), generator=r)][: options.requests]
+        print(f"{len(learn)} texts to trim by, {len(held)} requests", file=sys.stderr)
         # Longer than what is served: the last draft of an answer reaches beyond its end.
         self.answers = write(self.model, held, NEW + GAMMA + 1, 0.0, r)
         self.prompts = held.tolist()
@@ -219,7 +222,7 @@ def _about(options: argparse.Namespace) -> Row:
 
     return {
         "device": f"CPU ({platform.machine()}), 1 thread, shared; counts only", "dtype": "float32", "temperature": 0.0,
-        "setting": {"texts": options.texts, "steps": options.steps, "requests": options.requests, "new": NEW,
+        "setting": {"texts": options.texts, "reported_on": "other documents than are served", "steps": options.steps, "requests": options.requests, "new": NEW,
                     "prompt": PROMPT, "seed": options.seed},
         "versions": {"remnant": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "vllm": vllm.__version__, "python": platform.python_version()},
