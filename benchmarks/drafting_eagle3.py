@@ -2,11 +2,12 @@
 
     .venv-vllm/bin/python benchmarks/drafting_eagle3.py --out benchmarks/results/drafting-eagle3.jsonl
 
-The testbed writes text; a head of one layer is trained on it, here. After openings of other documents the testbed writes
-what `trim_vocab` trims the head by, by counts and by acceptance, with a report of what that should give. Then stock vLLM
-serves every folder greedily, on documents that neither training nor trimming saw: its own metrics give acceptance and block efficiency, and every answer
-must equal the answer without drafts. Our forward also replays the same answers and must count the same drafts. MBSU
-is of bytes that a step reads, which a model this small does not show as time; no time is measured. CPU only.
+The testbed writes text; a head of one layer is trained on it, here. After openings of other documents the testbed
+writes what `trim_vocab` trims the head by, by counts and by acceptance, with a report of what that should give. Then
+stock vLLM serves every folder greedily, on documents that neither training nor trimming saw: its own metrics give
+acceptance and block efficiency, and every answer must equal the answer without drafts. Our forward also replays the
+same answers and must count the same drafts. MBSU is of bytes that a step reads, which a model this small does not show
+as time; no time is measured. CPU only.
 """
 
 # pyright: reportMissingImports=false
@@ -222,7 +223,8 @@ def _about(options: argparse.Namespace) -> Row:
 
     return {
         "device": f"CPU ({platform.machine()}), 1 thread, shared; counts only", "dtype": "float32", "temperature": 0.0,
-        "setting": {"texts": options.texts, "reported_on": "other documents than are served", "steps": options.steps, "requests": options.requests, "new": NEW,
+        "setting": {"texts": options.texts, "reported_on": "other documents",
+                    "steps": options.steps, "requests": options.requests, "new": NEW,
                     "prompt": PROMPT, "seed": options.seed},
         "versions": {"remnant": __version__, "torch": torch.__version__, "transformers": transformers.__version__,
                      "vllm": vllm.__version__, "python": platform.python_version()},
