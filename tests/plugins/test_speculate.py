@@ -11,7 +11,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria, Stopping
 import remnant_hf
 from remnant.testbed import load
 
-EVICTING = ("streaming", "window", "h2o", "tova", "lazyeviction", "keydiff", "trimkv", "random", "d2o")
+EVICTING = ("streaming", "window", "h2o", "tova", "lazyeviction", "keydiff", "knorm", "trimkv", "random", "d2o")
 """Policies that act while decoding."""
 AT_PROMPT = ("full", "snapkv", "pyramidkv", "adakv", "think", "expected")
 
@@ -90,11 +90,13 @@ def test_over_a_compressed_cache(lab: Any, replay: Any, name: str, policy: str):
     assert policy == "full" or cache.stats().evicted > 0
 
 
-@pytest.mark.parametrize("policy", ["lazyeviction", "keydiff", "trimkv", "snapkv"])
+@pytest.mark.parametrize("policy", ["lazyeviction", "keydiff", "knorm", "trimkv", "snapkv"])
 @pytest.mark.parametrize("num_draft", [1, 3, 6])
 def test_drafts_end_before_an_eviction(lab: Any, replay: Any, policy: str, num_draft: int):
     model, ids = lab.model("llama"), lab.ids(40)
-    options = {"snapkv": {"refresh": 8}, "keydiff": {"slack": 8}, "trimkv": {"buffer": 8}}.get(policy, {})
+    options = {"snapkv": {"refresh": 8}, "keydiff": {"slack": 8}, "knorm": {"slack": 8}, "trimkv": {"buffer": 8}}.get(
+        policy, {}
+    )
     want = lab.go(model, ids, lab.cache(model, policy, **options), 40)
     drafts = remnant_hf.speculate(replay([torch.cat([ids, want], 1)[0]]), num_draft)
     got = lab.go(model, ids, lab.cache(model, policy, **options), 40, custom_generate=drafts)
