@@ -1,25 +1,28 @@
-"""Which provider of an operation runs: chosen once per operation and kind of device, and said in the log.
+"""Which provider of an operation runs: chosen once per kind of device, and said in the log once per operation.
 
 `REMNANT_KERNELS` forces one for all: `naive`, `fast` or `triton`. A forced provider that cannot run is an error;
 without one, CUDA tensors go to Triton and all others to `fast`. Float64 and gradients, for which there are no kernels,
 go to `fast` everywhere.
 
-What was chosen stands in plain dictionaries, because `torch.compile` looks through `functools.cache`, with a warning.
+What was chosen stands in a plain dictionary, because `torch.compile` looks through `functools.cache`, with a warning.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Mapping
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from remnant.errors import ConfigError, MissingExtra, unknown
-from remnant_kernels.op import Op, Provider, get_op
 
-__all__ = ["FORCE", "INTERPRET", "chosen", "forget", "run", "wanted"]
+if TYPE_CHECKING:
+    from remnant_kernels.op import Op, Provider
+
+__all__ = ["FORCE", "INTERPRET", "chosen", "forget", "provider", "run", "wanted"]
 
 FORCE, INTERPRET = "REMNANT_KERNELS", "TRITON_INTERPRET"
 PROVIDERS = ("naive", "fast", "triton")
@@ -27,8 +30,8 @@ TRITON_FOUND = find_spec("triton") is not None
 """Looked for once, here: a compiled step cannot look."""
 
 _log = logging.getLogger("remnant.kernels")
-_choices: dict[tuple[str, str], tuple[str, str]] = {}
-_providers: dict[tuple[str, str, bool], Provider] = {}
+_choices: dict[str, tuple[str, str]] = {}
+_said: set[tuple[str, str, str]] = set()
 
 
 def run(op: Op, **kwargs: Any) -> Any:
@@ -37,12 +40,25 @@ def run(op: Op, **kwargs: Any) -> Any:
     Raises:
         ConfigError: there is no tensor, or Triton was forced for what it does not take.
     """
-    tensors = [value for value in kwargs.values() if isinstance(value, torch.Tensor)]
-    if not tensors:
+    return provider(op, kwargs)(**kwargs)
+
+
+def provider(op: Op, kwargs: Mapping[str, Any]) -> Provider:
+    """What `run` runs. In the way of every decoded token, so it looks at no more than it must."""
+    for first in kwargs.values():
+        if isinstance(first, torch.Tensor):
+            break
+    else:
         raise ConfigError("no tensor among the arguments", accepted="keyword arguments as `Op.example` gives them")
-    key = (op.name, tensors[0].device.type, _for_kernels(*tensors))
-    provider = _providers.get(key)
-    return (provider or _provider(key))(**kwargs)
+    device = first.device.type
+    which, why = _choices.get(device) or _choice(op.name, device)
+    if which == "triton" and not _for_kernels(first, *kwargs.values()):
+        which, why = _instead(op.name)
+    # A log line would break a graph of `torch.compile`.
+    if not torch.compiler.is_compiling() and (op.name, device, which) not in _said:
+        _said.add((op.name, device, which))
+        _log.info("%s on %s: %s (%s)", op.name, device, which, why)
+    return getattr(op, which)
 
 
 def chosen(name: str, device: str | torch.device = "cpu") -> str:
@@ -67,40 +83,34 @@ def wanted(name: str, like: torch.Tensor) -> bool:
 def forget() -> None:
     """Choose anew: after `REMNANT_KERNELS` was changed in a running process."""
     _choices.clear()
-    _providers.clear()
+    _said.clear()
 
 
-def _for_kernels(*tensors: torch.Tensor) -> bool:
+def _for_kernels(first: torch.Tensor, *values: Any) -> bool:
     """Whether a kernel computes what is asked for: none is for float64, and none has a backward pass."""
-    if tensors[0].dtype == torch.float64:
+    if first.dtype == torch.float64:
         return False
     if torch.is_grad_enabled():
-        for tensor in tensors:
-            if tensor.requires_grad:
+        for value in (first, *values):
+            if isinstance(value, torch.Tensor) and value.requires_grad:
                 return False
     return True
 
 
-def _provider(key: tuple[str, str, bool]) -> Provider:
-    name, device, for_kernels = key
-    which, why = _choice(name, device)
-    if which == "triton" and not for_kernels:
-        if os.environ.get(FORCE) == "triton":
-            raise ConfigError(f"{FORCE}=triton with {name}", accepted="tensors without gradients, not float64")
-        which, why = "fast", "float64 or a gradient"
-    provider: Provider = getattr(get_op(name), which)
-    if not torch.compiler.is_compiling():  # a log line would break the graph; the next call outside of it says it
-        _log.info("%s on %s: %s (%s)", name, device, which, why)
-        _providers[key] = provider
-    return provider
+def _instead(name: str) -> tuple[str, str]:
+    """What runs where a kernel cannot."""
+    if os.environ.get(FORCE) == "triton":
+        raise ConfigError(f"{FORCE}=triton with {name}", accepted="tensors without gradients, not float64")
+    return "fast", "float64 or a gradient"
 
 
 def _choice(name: str, device: str) -> tuple[str, str]:
-    found = _choices.get((name, device))
+    """(provider, reason), the same for every operation; the name is for errors."""
+    found = _choices.get(device)
     if found is None:
         found = _choose(name, device)
         if not torch.compiler.is_compiling():  # a graph that writes down its choice is compiled again at the next step
-            _choices[name, device] = found
+            _choices[device] = found
     return found
 
 

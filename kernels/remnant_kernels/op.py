@@ -12,12 +12,14 @@ import torch
 
 from remnant.errors import unknown
 from remnant.lazy import needs
+from remnant_kernels.dispatch import provider
 
 __all__ = ["Op", "Provider", "Size", "get_op", "list_ops", "load"]
 
 Size = Literal["small", "odd", "large"]
 Provider = Callable[..., Any]
 Kwargs = Mapping[str, Any]
+_kernels: dict[str, Provider] = {}
 
 
 @dataclass(frozen=True)
@@ -67,13 +69,14 @@ class Op:
         Raises:
             MissingExtra: triton is not installed.
         """
-        return _kernel(self.name)
+        found = _kernels.get(self.name)
+        if found is None:
+            found = _kernels[self.name] = _kernel(self.name)
+        return found
 
     def __call__(self, **kwargs: Any) -> Any:
         """Run the provider that `dispatch` chooses for the arguments' device."""
-        from remnant_kernels.dispatch import run
-
-        return run(self, **kwargs)
+        return provider(self, kwargs)(**kwargs)
 
 
 def _kernel(name: str) -> Provider:

@@ -58,6 +58,39 @@ def test_triton_is_not_replaced_where_it_was_forced(monkeypatch: pytest.MonkeyPa
         chosen("topk", "cpu")
 
 
+@pytest.mark.parametrize("what", ["gradient", "float64"])
+def test_what_no_kernel_computes_runs_in_torch(
+    what: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """A kernel has no backward pass, and would hand back numbers from which no gradient comes."""
+    monkeypatch.setattr(dispatch, "_choose", lambda name, device: ("triton", "as on a GPU"))
+    op = get_op("retention_gate")
+    kwargs = op.example(0)
+    kwargs = {name: x.requires_grad_(name == "w1") if what == "gradient" else x.double() for name, x in kwargs.items()}
+    with caplog.at_level(logging.INFO, "remnant.kernels"):
+        out = op(**kwargs)
+        with torch.no_grad():
+            op(**kwargs)
+    said = [record.message.partition(": ")[2] for record in caplog.records]
+    assert said[0] == "fast (float64 or a gradient)"
+    if what == "gradient":
+        out.sum().backward()
+        assert kwargs["w1"].grad is not None
+        assert bool(kwargs["w1"].grad.abs().sum() > 0)
+        assert said[1:] == ["triton (as on a GPU)"]
+        assert not dispatch.wanted("attention", kwargs["w1"])
+        with torch.no_grad():
+            assert dispatch.wanted("attention", kwargs["w1"])
+
+
+def test_a_forced_kernel_that_cannot_give_gradients_is_an_error(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(dispatch.FORCE, "triton")
+    kwargs = get_op("retention_gate").example(0)
+    kwargs["w2"].requires_grad_()
+    with pytest.raises(ConfigError, match="retention_gate; accepted: tensors without gradients"):
+        get_op("retention_gate")(**kwargs)
+
+
 def test_unknown_operations_and_sizes_are_refused():
     with pytest.raises(ConfigError, match="topk"):
         get_op("top_k")

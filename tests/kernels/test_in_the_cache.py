@@ -27,6 +27,10 @@ POLICIES: dict[str, tuple[dict[str, Any], set[str]]] = {
 }
 
 
+IN_CORE = {"snapkv": {"window_score"}, "d2o": {"window_score", "nearest", "fold"}, "trimkv": set[str]()}
+"""Operations that policies call, whatever runs them."""
+
+
 @pytest.fixture(scope="module")
 def model() -> Any:
     config = LlamaConfig(
@@ -78,6 +82,23 @@ def test_kernels_change_nothing(
     assert ran >= POLICIES[name][1]
 
 
+@pytest.mark.parametrize("name", ["snapkv", "d2o", "trimkv"])
+def test_loops_change_nothing(name: str, model: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture):
+    """A CPU runs what the dispatcher chooses too, so the naive operations can stand in for the fast ones."""
+    found = []
+    for force in ("fast", "naive"):
+        monkeypatch.setenv(dispatch.FORCE, force)
+        dispatch.forget()
+        with caplog.at_level(logging.INFO, "remnant.kernels"):
+            found.append(run(model, name, True))
+    dispatch.forget()
+    for a, b in zip(found[0][1], found[1][1], strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(found[0][0], found[1][0], atol=1e-5, rtol=1e-4)
+    ran = {record.message.partition(" ")[0] for record in caplog.records if ": naive" in record.message}
+    assert ran >= IN_CORE[name]
+
+
 def test_trained_gates_run_as_a_kernel(monkeypatch: pytest.MonkeyPatch):
     from remnant.testbed import load
 
@@ -94,3 +115,22 @@ def test_trained_gates_run_as_a_kernel(monkeypatch: pytest.MonkeyPatch):
     dispatch.forget()
     for a, b in zip(*kept, strict=True):
         assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("name", ["h2o", "tova", "lazyeviction", "trimkv"])
+def test_a_compiled_step_warns_of_nothing(name: str, model: Any, monkeypatch: pytest.MonkeyPatch):
+    """The dispatcher is asked at every step, and `torch.compile` sees through it."""
+    warned: list[str] = []
+    monkeypatch.setattr(torch._dynamo.utils, "warn_once", lambda message, *_, **__: warned.append(str(message)))
+    monkeypatch.delenv(dispatch.FORCE, raising=False)
+    torch._dynamo.reset()
+    cache = RemnantCache(model.config, get_policy(name, **POLICIES[name][0]), budget=24)
+    ids = torch.randint(1, 64, (1, 42), generator=torch.Generator().manual_seed(2))
+    step = torch.compile(lambda x, c: model(x, past_key_values=c).logits, backend="eager", fullgraph=True)
+    with torch.no_grad():
+        model(ids[:, :40], past_key_values=cache)
+        dispatch.forget()
+        for i in (40, 41):
+            step(ids[:, i : i + 1], cache)
+    torch._dynamo.reset()
+    assert warned == []

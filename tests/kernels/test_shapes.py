@@ -21,8 +21,16 @@ def some_slots(seed: int, s: int, count: int, *outer: int) -> torch.Tensor:
 
 
 def window(seed: int, s: int, d: int, few: int) -> dict[str, Any]:
-    return {
-        "q": numbers(seed, 1, 4, min(few, s), d), "k": numbers(seed + 1, 1, 2, s, d), "over": ("sum", "max")[seed % 2],
+    w, seen, draw = min(few, s), s + seed % 40, torch.Generator().manual_seed(seed)
+    positions = torch.rand(1, 2, seen, generator=draw).argsort(-1)[..., :s]
+    some: dict[str, Any] = [{}, {"positions": positions.sort().values, "seen": seen},
+                            {"positions": positions, "seen": seen, "ordered": False}][seed % 3]  # fmt: skip
+    if seed % 2:
+        some["hidden"] = torch.rand(1, 2, s, generator=draw) < 0.3
+    if seed % 5 == 0:
+        some["real"] = torch.rand(1, w, generator=draw) < 0.5
+    return some | {
+        "q": numbers(seed, 1, 4, w, d), "k": numbers(seed + 1, 1, 2, s, d), "over": ("sum", "max")[seed % 2],
         "reduce": ("mean", "max", "sum")[seed % 3], "kernel": (1, 3, 7)[seed % 3], "pooling": ("avg", "max")[seed % 2],
     }  # fmt: skip
 

@@ -40,7 +40,7 @@ def window_score(
     g, factor = hq // h, d**-0.5 if scale is None else scale
     first = (s if seen is None else seen) - w
     in_order = positions is None or (ordered and hidden is None)
-    columns = torch.zeros(b, h, g, s, device=q.device)
+    columns = None if w else torch.zeros(b, h, g, s, device=q.device)
     # The query heads of a block are one matrix of at most S / 4 rows: a short cache sees no square of its own size.
     block = max(1, min(_BLOCK, max(s // (4 * g), 4)))
     for start in range(0, w, block):
@@ -54,7 +54,11 @@ def window_score(
         if real is not None:
             x.masked_fill_(~real[:, None, None, part, None], _NEVER)
         p = _shares(x, sinks) if lse is None else _known_shares(x, lse[:, :, part])
-        columns = columns + p.sum(3) if over == "sum" else torch.maximum(columns, p.amax(3))
+        found = p.sum(3) if over == "sum" else p.amax(3)
+        if columns is not None:
+            found = columns + found if over == "sum" else torch.maximum(columns, found)
+        columns = found
+    assert columns is not None
     scores = columns.mean(2) if reduce == "mean" else columns.amax(2) if reduce == "max" else columns.sum(2)
     return _pooled(scores, kernel, pooling, pad_counts, among)
 

@@ -200,7 +200,7 @@ def _log_sum_exp(
     """`[B, G*H, W]` float32, natural; the shares of the programs are merged here, a few numbers per query."""
     b, hq, w, _ = read[0].shape
     s = read[1].shape[2]
-    blocks = triton.cdiv(w, min(64, next_power(w)))
+    blocks = max(1, triton.cdiv(w, min(64, next_power(w))))  # of no queries an empty one
     tiles = max(1, triton.cdiv(s, _TILE))
     splits = max(1, min(16, tiles, triton.cdiv(512, b * hq * blocks)))
     chunk = triton.cdiv(tiles, splits) * _TILE
