@@ -1,6 +1,8 @@
 """Predicted bytes against those that tensors take, and what a smaller budget costs in tokens per pass and per second.
 
-    python benchmarks/drafting_plan.py [--out FILE] [--repeats N]
+    python benchmarks/drafting_plan.py [--out FILE] [--repeats N] [--only PART]
+
+With `--only` the rows of one part are measured again, and the others stay in the file as they were.
 
 Bytes: the testbed decodes with drafts, through our engine and through the stock assisted loop of transformers; every
 tensor that comes and goes is counted, and its peak is compared with `MemoryModel`. Scratch inside an operation is not
@@ -244,18 +246,23 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="drafting_plan", description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--out", type=Path, default=ROOT / "benchmarks" / "results" / "drafting-plan.jsonl")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=("bytes", "lazy", "budgets"))
     args = parser.parse_args(argv)
     torch.set_num_threads(1)
     model, tokenizer = load()
     progress = _report if sys.stderr.isatty() else silent
-    rows = [
-        *compared_bytes(model, progress),
-        *lazy_rows(model, documents(tokenizer, 8), args.repeats, progress),
-        *budgets(model, tokenizer, args.repeats, progress),
-    ]
+    parts = {
+        "bytes": lambda: compared_bytes(model, progress),
+        "lazy": lambda: lazy_rows(model, documents(tokenizer, 8), args.repeats, progress),
+        "budgets": lambda: budgets(model, tokenizer, args.repeats, progress),
+    }
+    kept = [json.loads(line) for line in args.out.read_text().splitlines()] if args.only else []
+    rows = [row for row in kept if row["part"] != args.only]
+    made = [row for part, measure in parts.items() if args.only in (None, part) for row in measure()]
     facts = _facts(sys.argv[1:] if argv is None else argv)
+    rows += [{"benchmark": "drafting_plan", **row, **facts} for row in made]
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text("".join(json.dumps({"benchmark": "drafting_plan", **row, **facts}) + "\n" for row in rows))
+    args.out.write_text("".join(json.dumps(row) + "\n" for row in rows))
     draw(rows, args.out.with_suffix(".png"))
     show(rows)
     show_lazy(rows)

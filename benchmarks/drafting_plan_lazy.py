@@ -8,6 +8,7 @@ they are interleaved and timed by the process's own clock on one thread.
 from __future__ import annotations
 
 import time
+import weakref
 from collections.abc import Sequence
 from statistics import median
 from typing import Any, ClassVar
@@ -26,20 +27,30 @@ CASES = (("chain", 1, 5), ("chain", 1, 17), ("chain", 4, 9), ("chain", 8, 17), (
 
 
 class LogitBytes(LiveBytes):
-    """Counts only tensors with one number per token of the vocabulary in their last dimension, weights apart."""
+    """Counts, beside all tensors, those with one number per token of the vocabulary in their last dimension.
 
-    def __init__(self, vocab: int, *models: Any) -> None:
+    Weights are not among the latter.
+    """
+
+    def __init__(self, vocab: int, model: Any) -> None:
         """See the class."""
-        self.vocab, self.weights = vocab, True
-        super().__init__(*models)
-        self.now = self.peak = 0
-        self.weights = False
+        super().__init__(model)
+        self.vocab = vocab
+        self.logits = self.most = 0
+        """Bytes of logits alive, and most of them alive at once."""
 
     def _note(self, tensor: Tensor) -> None:
-        if self.weights:
-            self._seen.add(tensor.untyped_storage())
-        elif tensor.dim() and tensor.shape[-1] == self.vocab:
-            super()._note(tensor)
+        storage: Any = tensor.untyped_storage()
+        fresh = storage not in self._seen
+        super()._note(tensor)
+        if fresh and hasattr(self, "vocab") and tensor.dim() and tensor.shape[-1] == self.vocab:
+            count = int(storage.nbytes())
+            self.logits += count
+            self.most = max(self.most, self.logits)
+            weakref.finalize(storage, self._less, count)
+
+    def _less(self, count: int) -> None:
+        self.logits -= count
 
 
 class Forked:
@@ -150,11 +161,9 @@ def lazy_rows(model: Any, prompts: list[Tensor], repeats: int, progress: Progres
 
 def _counted(model: Any, kind: str, prompts: list[Tensor], n: int, heat: float, lazy: bool) -> tuple[int, int]:
     """Most bytes of logits alive at once, and most bytes of everything."""
-    with LogitBytes(model.config.vocab_size, model) as logits:
+    with LogitBytes(model.config.vocab_size, model) as live:
         _run(model, kind, prompts, n, heat, lazy)
-    with LiveBytes(model) as live:
-        _run(model, kind, prompts, n, heat, lazy)
-    return logits.peak, live.peak
+    return live.most, live.peak
 
 
 def _timed(model: Any, kind: str, prompts: list[Tensor], n: int, heat: float, lazy: bool) -> tuple[float, Any]:

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 from remnant.errors import ConfigError
 from remnant.speculative.calibration import select_nodes
 from remnant.speculative.planned import Plan, Refusal
-from remnant.speculative.target import LazyTarget, deferred
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -108,12 +107,16 @@ class GuardedTarget:
 
     def defer(self) -> None:
         """See `LazyTarget.defer`; a target without it is refused by its own name."""
+        from remnant.speculative.target import deferred  # of torch, which a guard alone does without
+
         deferred(self._target)
 
     def step_lazy(
         self, tokens: Tensor, positions: Tensor, widths: Tensor, mask: Tensor | None = None
     ) -> tuple[Tensor, Head]:
         """Run a block without its head, if it is no wider than planned."""
+        from remnant.speculative.target import LazyTarget
+
         self._refuse_wider(tokens)
         assert isinstance(self._target, LazyTarget), "defer comes first"
         made = self._target.step_lazy(tokens, positions, widths, mask)
