@@ -82,9 +82,7 @@ def refuse_growing_rope(config: Any, shortest: int, longest: int) -> None:
     parameters = getattr(text, "rope_parameters", None) or {}
     for each in [parameters, *(part for part in parameters.values() if isinstance(part, Mapping))]:
         kind = each.get("rope_type")
-        mark = int(
-            text.max_position_embeddings if kind == "dynamic" else each.get("original_max_position_embeddings", 0)
-        )
+        mark = text.max_position_embeddings if kind == "dynamic" else each.get("original_max_position_embeddings") or 0
         if longest > mark and (kind == "dynamic" or (kind == "longrope" and shortest <= mark)):
             raise ConfigError(
                 f"{kind} positions and a text of {shortest} to {longest} tokens: its frequencies change at {mark}",
