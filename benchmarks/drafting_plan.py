@@ -1,8 +1,6 @@
 """Predicted bytes against those that tensors take, and what a smaller budget costs in tokens per pass and per second.
 
-    python benchmarks/drafting_plan.py [--out FILE] [--repeats N] [--only PART]
-
-With `--only` the rows of one part are measured again, and the others stay in the file as they were.
+    python benchmarks/drafting_plan.py [--out FILE] [--repeats N] [--only PART]  # the other parts' rows stay as they are
 
 Bytes: the testbed decodes with drafts, through our engine and through the stock assisted loop of transformers; every
 tensor that comes and goes is counted, and its peak is compared with `MemoryModel`. Scratch inside an operation is not
@@ -256,8 +254,8 @@ def main(argv: list[str] | None = None) -> int:
         "lazy": lambda: lazy_rows(model, documents(tokenizer, 8), args.repeats, progress),
         "budgets": lambda: budgets(model, tokenizer, args.repeats, progress),
     }
-    kept = [json.loads(line) for line in args.out.read_text().splitlines()] if args.only else []
-    rows = [row for row in kept if row["part"] != args.only]
+    kept = args.out.read_text().splitlines() if args.only else []
+    rows = [row for row in map(json.loads, kept) if row["part"] != args.only]
     made = [row for part, measure in parts.items() if args.only in (None, part) for row in measure()]
     facts = _facts(sys.argv[1:] if argv is None else argv)
     rows += [{"benchmark": "drafting_plan", **row, **facts} for row in made]
