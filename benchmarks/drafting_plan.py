@@ -1,6 +1,6 @@
 """Predicted bytes against those that tensors take, and what a smaller budget costs in tokens per pass and per second.
 
-    python benchmarks/drafting_plan.py [--out FILE] [--repeats N] [--only PART]  # the other parts' rows stay as they are
+    python benchmarks/drafting_plan.py [--out FILE] [--repeats N] [--only PART]  # rows of other parts stay
 
 Bytes: the testbed decodes with drafts, through our engine and through the stock assisted loop of transformers; every
 tensor that comes and goes is counted, and its peak is compared with `MemoryModel`. Scratch inside an operation is not
