@@ -218,12 +218,22 @@ def test_replacing(capsys: Any, models: Path, tokens: str, tmp_path: Path):
         (["--k", "9", "--target", "absent"], "no such folder"),
         (["--k", "9", "--generate", "absent.txt"], "--generate without a target"),
         (["--k", "9", "--tokens", "absent.txt"], "no file 'absent.txt'"),
+        (["--k", "9", "--always", "-1"], "always-kept id -1"),
+        (["--k", "9", "--temperature", "inf"], "temperature inf"),
+        (["--k", "9", "--tokenizer", "absent"], "no tokenizer in 'absent'"),
     ],
 )
 def test_refusals(capsys: Any, models: Path, tokens: str, tmp_path: Path, options: list[str], said: str):
     found = run(capsys, models / "draft", "--tokens", tokens, *options, "--out", tmp_path / "out")
     assert said in found["error"]["message"]
     assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_is_a_file(capsys: Any, models: Path, tokens: str, tmp_path: Path):
+    (tmp_path / "file").write_text("kept")
+    found = run(capsys, models / "draft", "--tokens", tokens, "--k", "9", "--out", tmp_path / "file/deep/out")
+    assert f"{str(tmp_path / 'file')!r} is a file" in found["error"]["message"]
+    assert (tmp_path / "file").read_text() == "kept"
 
 
 def test_refusals_read_no_weights(capsys: Any, models: Path, tokens: str, tmp_path: Path):

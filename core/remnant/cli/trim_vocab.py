@@ -98,7 +98,10 @@ def _work(model: str, out: Path, trim: Trim, asked: _Asked, progress: Progress) 
     if asked.generate is not None and asked.target is None:
         raise ConfigError("--generate without a target to answer", do="give --target")
     beside = find_config(asked.target).parent if asked.target else None
-    words = open_tokenizer([asked.tokenizer, checkpoint.folder, beside])
+    words = open_tokenizer([asked.tokenizer])
+    if asked.tokenizer is not None and words is None:
+        raise ConfigError(f"no tokenizer in {str(asked.tokenizer)!r}", accepted="a folder with tokenizer.json")
+    words = words or open_tokenizer([checkpoint.folder, beside])
     if words is not None and words.size > checkpoint.vocab_size:
         given = f"a tokenizer of {words.size} tokens, a drafter of {checkpoint.vocab_size}"
         raise ConfigError(given, accepted="the tokenizer of the model")
@@ -232,7 +235,7 @@ def _special(asked: _Asked, checkpoint: Checkpoint) -> list[int]:
 
 
 def _always(text: str, words: Tokenizer | None) -> int:
-    if text.isdecimal():
+    if text.removeprefix("-").isdecimal():
         return int(text)
     ids = words.plain(text) if words else []
     if len(ids) != 1:

@@ -58,7 +58,7 @@ def read_tokens(path: Path, encode: Encode | None, vocab_size: int, progress: Pr
     if not path.is_file():
         raise ConfigError(f"no file {str(path)!r}", accepted=_KINDS)
     readers = {".txt": _text, ".md": _text, ".jsonl": _lines, ".npy": _npy, ".safetensors": _safetensors}
-    reader = readers.get(path.suffix)
+    reader = readers.get(path.suffix.lower())
     if reader is None:
         raise ConfigError(f"{path.name!r} is of no kind that holds tokens", accepted=_KINDS)
     total = max(path.stat().st_size, 1)
@@ -98,8 +98,11 @@ def read_prompts(path: Path, encode: Encode | None, vocab_size: int) -> list[Tok
     Raises:
         ConfigError: see `read_tokens`; or there is none.
     """
-    if path.suffix in (".txt", ".md") and path.is_file():
-        lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if path.suffix.lower() in (".txt", ".md") and path.is_file():
+        try:
+            lines = [line for line in path.read_text(encoding="utf-8-sig").splitlines() if line.strip()]
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{path.name} is not UTF-8: {error}") from None
         prompts = [Tokens(_tensor(_need(encode, path)(line))) for line in lines]
     else:
         prompts = list(read_tokens(path, encode, vocab_size))
@@ -119,7 +122,7 @@ def _need(encode: Encode | None, path: Path) -> Encode:
 def _text(path: Path, encode: Encode | None) -> Iterator[tuple[Tokens, int]]:
     encode, held, chars, done = _need(encode, path), list[str](), 0, 0
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for line in file:
                 held.append(line)
                 chars += len(line)
@@ -146,14 +149,14 @@ def _lines(path: Path, encode: Encode | None) -> Iterator[tuple[Tokens, int]]:
 def _line(raw: bytes, where: str, encode: Encode | None, path: Path) -> Tokens:
     try:
         row: object = json.loads(raw)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{where} is not JSON: {error}") from None
     fields = cast("dict[str, Any]", row) if isinstance(row, dict) else {"ids": row}
     if isinstance(fields.get("text"), str):
-        return Tokens(_tensor(_need(encode, path)(str(fields["text"]))))
+        return Tokens(_tensor(_need(encode, path)(_unicode(str(fields["text"]), where))))
     ids: Any = next((fields[key] for key in ("ids", "input_ids", "token_ids") if key in fields), None)
     mask: Any = fields.get("loss_mask")
-    if not _integers(ids) or not (mask is None or _integers(mask)):
+    if not _integers(ids) or any(isinstance(i, bool) for i in ids) or not (mask is None or _integers(mask)):
         accepted = '{"text": "..."} or {"ids": [...], "loss_mask": [...]}'
         raise ConfigError(f"{where} holds neither text nor ids", accepted=accepted)
     return _masked(_tensor(ids), None if mask is None else _tensor(mask), where)
@@ -192,6 +195,15 @@ def _safetensors(path: Path, encode: Encode | None) -> Iterator[tuple[Tokens, in
         yield Tokens(row.long(), None if mask is None else mask.reshape(-1, ids.shape[-1])[i] != 0), size
 
 
+def _unicode(text: str, where: str) -> str:
+    """The text, where it is one: JSON can spell half of a surrogate pair, which no tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where} is no text: {error}", accepted="Unicode without single surrogates") from None
+    return text
+
+
 def _masked(ids: Tensor, mask: Tensor | None, where: str) -> Tokens:
     if mask is not None and mask.shape != ids.shape:
         raise ConfigError(f"{where}: {len(mask)} marks for {len(ids)} ids", accepted="one mark per id")
@@ -199,7 +211,10 @@ def _masked(ids: Tensor, mask: Tensor | None, where: str) -> Tokens:
 
 
 def _integers(x: object) -> bool:
-    return isinstance(x, list) and all(isinstance(i, int) for i in cast("list[object]", x))
+    """Whether it is a list of integers that a tensor holds; of a mask, truth values are."""
+    if not isinstance(x, list):
+        return False
+    return all(isinstance(i, int) and -(2**63) <= i < 2**63 for i in cast("list[object]", x))
 
 
 def _tensor(ids: list[int]) -> Tensor:

@@ -77,7 +77,7 @@ class VocabMap:
         if counts.dim() != 1 or counts.dtype in (torch.bool, torch.complex64, torch.complex128):
             raise ShapeError(f"counts of {counts.dtype} {tuple(counts.shape)}", accepted="numbers [V]")
         size, forced = len(counts), sorted({int(i) for i in always})
-        if isinstance(k, bool) or not 1 <= k <= size:
+        if isinstance(k, bool) or not hasattr(k, "__index__") or not 1 <= k <= size:
             raise ConfigError(f"k {k} with a vocabulary of {size}", accepted=f"1 to {size}")
         if forced and not 0 <= forced[0] <= forced[-1] < size:
             raise ConfigError(f"always-kept ids {forced[0]} to {forced[-1]}", accepted=f"0 to {size - 1}")
@@ -102,7 +102,7 @@ class VocabMap:
         """
         if not len(keep):
             raise ConfigError("no kept ids", accepted="at least one")
-        ids = _ids(torch.as_tensor(keep), "kept ids")
+        ids = _ids(keep, "kept ids")
         return cls(ids, int(ids.max()) + 1 if vocab_size is None else vocab_size)
 
     @classmethod
@@ -134,8 +134,7 @@ class VocabMap:
             raise ConfigError(f"t2d of {t2d.dtype} {tuple(t2d.shape)}", accepted=f"bool [{self.vocab_size}]")
         marked = int((t2d != 0).sum())
         if marked != self.k or not bool((t2d[self.keep] != 0).all()):
-            said = f"d2t names {self.k} tokens, t2d marks {marked}"
-            said += "" if marked != self.k else ", but others"
+            said = f"d2t names {self.k} tokens, t2d marks {marked}{', but others' if marked == self.k else ''}"
             raise ConfigError(said, accepted="two tables of the same tokens", do=_AGAIN)
 
     @property
@@ -162,9 +161,9 @@ class VocabMap:
         """Target ids of draft ids, of any shape.
 
         Raises:
-            ConfigError: a draft id outside `[0, k)`.
+            ConfigError: a draft id outside `[0, k)`; or a ShapeError, other numbers than integers.
         """
-        ids = torch.as_tensor(i)
+        ids = _numbers(i, "draft ids")
         if ids.numel() and not 0 <= int(ids.min()) <= int(ids.max()) < self.k:
             raise ConfigError(f"draft ids {int(ids.min())} to {int(ids.max())}", accepted=f"0 to {self.k - 1}")
         found = self.index(ids.device)[ids]
@@ -175,8 +174,8 @@ class VocabMap:
     @overload
     def to_draft(self, x: Tensor) -> Tensor: ...
     def to_draft(self, x: Tensor | int) -> Tensor | int:
-        """Draft ids of target ids, of any shape; -1 for whatever is not kept."""
-        ids = torch.as_tensor(x)
+        """Draft ids of target ids, integers of any shape; -1 for whatever is not kept."""
+        ids = _numbers(x, "target ids")
         keep = self.index(ids.device)
         at = torch.searchsorted(keep, ids.contiguous()).clamp(max=self.k - 1)
         found = torch.where(keep[at] == ids, at, -1)
@@ -285,7 +284,17 @@ def trim_head(linear: nn.Linear, vmap: VocabMap) -> nn.Linear:
     return trimmed.train(linear.training)
 
 
-def _ids(x: Tensor, name: str) -> Tensor:
-    if x.dim() != 1 or x.is_floating_point() or x.is_complex() or x.dtype == torch.bool:
-        raise ShapeError(f"{name} of {x.dtype} {tuple(x.shape)}", accepted="integers [k]")
-    return x.detach().to(torch.int64)
+def _ids(x: Tensor | Sequence[int], name: str) -> Tensor:
+    if (ids := _numbers(x, name)).dim() != 1:
+        raise ShapeError(f"{name} of {tuple(ids.shape)}", accepted="integers [k]")
+    return ids
+
+
+def _numbers(x: Tensor | Sequence[int] | int, name: str) -> Tensor:
+    try:
+        ids = torch.as_tensor(x).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ShapeError(f"{name} {x!r:.80}", accepted="integers") from error
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:  # a mask would pick, not look up
+        raise ShapeError(f"{name} of {ids.dtype} {tuple(ids.shape)}", accepted="integers")
+    return ids.to(torch.int64)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -66,7 +67,7 @@ class Trim:
         """Refuse what means nothing."""
         if self.objective not in ("counts", "acceptance"):
             raise ConfigError(f"objective {self.objective!r}", accepted="counts, acceptance")
-        if self.num_draft < 1 or self.temperature < 0 or self.held_out < 0 or self.learn < 1:
+        if self.num_draft < 1 or not 0 <= self.temperature < math.inf or self.held_out < 0 or self.learn < 1:
             given = f"num_draft {self.num_draft}, temperature {self.temperature}, held_out {self.held_out}"
             raise ConfigError(given, accepted="num_draft of at least 1, the others 0 or more")
         if self.acceptance is not None and not 0 <= self.acceptance <= 1:

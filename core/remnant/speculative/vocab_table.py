@@ -90,7 +90,7 @@ def row_of(work: Work, k: int) -> dict[str, Any]:
     coverage = [_share(work, kept, count) for count in work.counts]
     outside = 1 - min(1.0, _unseen(work, kept, coverage))
     measured = work.measured.get(k)
-    bound = measured.bound if measured else max(0.0, work.whole - outside)
+    bound = max(0.0, measured.bound) if measured else max(0.0, work.whole - outside)
     predicted = measured.acceptance if measured else bound
     steps, step = work.steps.get(k), work.cost.step(k)
     tokens = 1 + sum(steps) if steps else block_efficiency(min(1.0, max(0.0, predicted)), work.trim.num_draft)

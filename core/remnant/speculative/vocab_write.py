@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Generator, Mapping
@@ -34,10 +35,15 @@ def check_out(out: Path, source: Path, force: bool) -> None:
 
     Raises:
         ConfigError: it is the model itself; something is there and `force` is not set; or what is there is no
-            checkpoint, which is never replaced.
+            checkpoint, which is never replaced; or nothing can be written there.
     """
     if out.resolve() == source.resolve() or out.resolve() in source.resolve().parents:
         raise ConfigError(f"out {str(out)!r} holds the model itself", accepted="another folder")
+    near = next(place for place in (out, *out.absolute().parents) if place.exists())
+    if near != out and not near.is_dir():
+        raise ConfigError(f"out {str(out)!r}, but {str(near)!r} is a file", accepted="a folder")
+    if not os.access(out.absolute().parent if near == out else near, os.W_OK):
+        raise ConfigError(f"out {str(out)!r} may not be written", accepted="a folder in one that may")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not force:
@@ -54,8 +60,13 @@ def replacing(out: Path, source: Path, force: bool = False) -> Generator[Path, N
         ConfigError: see `check_out`.
     """
     check_out(out, source, force)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}."))
+    except OSError as error:
+        raise ConfigError(
+            f"out {str(out)!r} cannot be made: {error}", accepted="a folder in one that may be"
+        ) from error
     shutil.copymode(source, folder)  # as private as the model is, and no more
     try:
         yield folder

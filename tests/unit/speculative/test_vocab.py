@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -140,6 +140,11 @@ def test_heads_that_cannot_be_trimmed(head: Any, said: str):
     [
         (lambda: VocabMap.from_counts(torch.ones(4), 0), "k 0 with a vocabulary of 4; accepted: 1 to 4"),
         (lambda: VocabMap.from_counts(torch.ones(4), 5), "k 5"),
+        (lambda: VocabMap.from_counts(torch.ones(4), cast("Any", 2.5)), r"k 2\.5"),
+        (lambda: VocabMap.from_ids(cast("Any", ["a"]), 5), "accepted: integers"),
+        (lambda: VocabMap.from_ids([0], 2).to_target(torch.tensor([True])), r"draft ids of torch\.bool"),
+        (lambda: VocabMap.from_ids([0], 2).to_target(torch.tensor([0.5])), r"draft ids of torch\.float32"),
+        (lambda: VocabMap.from_ids([0], 2).to_draft(torch.tensor([0.5])), r"target ids of torch\.float32"),
         (lambda: VocabMap.from_counts(torch.ones(4), 2, (4,)), "always-kept ids 4 to 4; accepted: 0 to 3"),
         (lambda: VocabMap.from_counts(torch.ones(4), 1, (0, 1)), "at least 2"),
         (lambda: VocabMap.from_counts(torch.tensor([1.0, -1.0]), 1), "negative or not finite"),

@@ -78,6 +78,10 @@ def test_a_long_text_is_read_in_parts(tmp_path: Path):
         ("a.jsonl", '{"ids": [1, 2], "loss_mask": [1]}', "1 marks for 2 ids"),
         ("a.jsonl", '{"ids": [1, 20]}', "token ids from 1 to 20; accepted: 0 to 19"),
         ("a.jsonl", '{"ids": [-1]}', "token ids from -1"),
+        ("a.jsonl", '{"ids": [true]}', "line 1 holds neither"),
+        ("a.jsonl", '{"ids": [99999999999999999999]}', "line 1 holds neither"),
+        ("a.jsonl", "[" * 100_000, "line 1 is not JSON"),
+        ("a.jsonl", '{"text": "\\ud800"}', "line 1 is no text"),
         ("a.npy", "text", "not an array of numbers"),
         ("a.safetensors", "text", "not a safetensors file"),
     ],
@@ -98,6 +102,9 @@ def test_other_refusals(tmp_path: Path):
         list(read_tokens(tmp_path / "b.npy", None, V))
     with pytest.raises(ConfigError, match="there is no tokenizer"):
         list(read_tokens(write(tmp_path / "a.txt", "x"), None, V))
+    (tmp_path / "c.txt").write_bytes(b"\xff")
+    with pytest.raises(ConfigError, match="not UTF-8"):
+        read_prompts(tmp_path / "c.txt", letters, V)
     with pytest.raises(ConfigError, match="no prompt"):
         read_prompts(write(tmp_path / "b.txt", "\n\n"), letters, V)
 
