@@ -62,6 +62,8 @@ def plan_draft(
         from remnant.speculative.memory_model import MemoryModel
         from remnant.speculative.planner import Planner
 
+        if chart and chart.suffix.lower() != ".png":
+            raise ConfigError(f"chart {str(chart)!r}", accepted="a path that ends in .png")
         machine = device_of(device)
         model = MemoryModel(
             target,
@@ -206,8 +208,6 @@ def _draw(planner: Planner, found: dict[str, Any], path: Path) -> None:
     """Predicted speed against budget: where it steps, where the budget lies, where the lower bound."""
     from remnant.lazy import needs
 
-    if path.suffix.lower() != ".png":
-        raise ConfigError(f"chart {str(path)!r}", accepted="a path that ends in .png")
     with needs("plot", wanted_by="remnant plan-draft --chart"):
         import matplotlib
     plot: Any = matplotlib
@@ -231,7 +231,11 @@ def _draw(planner: Planner, found: dict[str, Any], path: Path) -> None:
     axes.set_ylim(bottom=0)
     axes.set_title(f"{found['target']['name']} with {found['draft']['name']}", fontsize=9)
     axes.legend(loc="lower right")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110)
-    draw.close(figure)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=110)
+    except OSError as error:
+        raise ConfigError(f"chart {str(path)!r} cannot be written: {error}", accepted="a path that may be") from error
+    finally:
+        draw.close(figure)
     found["chart"] = str(path)

@@ -125,7 +125,8 @@ class MemoryModel:
             ConfigError: a number below 1.
         """
         depth = n - 1 if depth is None else depth
-        if min(B, L, n, top_k) < 1 or depth < 0:
+        whole = all(hasattr(x, "__index__") for x in (B, L, n, top_k, depth))
+        if not whole or min(B, L, n, top_k) < 1 or depth < 0:
             raise ConfigError(f"B={B}, L={L}, n={n}, depth={depth}, top_k={top_k}", accepted="integers of at least 1")
         limit = None if self.kv_budget is None else self.kv_budget + self.chunk
         kv = B * (self.target.kv(L, n, limit) + self._draft_kv(L, n))

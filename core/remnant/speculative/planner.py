@@ -59,6 +59,17 @@ class Planner:
 
     def __post_init__(self) -> None:
         """Check the numbers."""
+        given: tuple[Any, Any, Any] = (self.model, self.acceptance, self.costs)  # callers need not be type-checked
+        if not isinstance(given[0], MemoryModel):
+            raise ConfigError(
+                f"model of type {type(given[0]).__name__}", accepted="a MemoryModel of the configurations"
+            )
+        if given[1] is not None and not isinstance(given[1], Acceptance):
+            raise ConfigError(
+                f"acceptance={given[1]!r}", accepted="an Acceptance", do="Acceptance.constant of a number"
+            )
+        if given[2] is not None and not (hasattr(given[2], "verify") and hasattr(given[2], "draft")):
+            raise ConfigError(f"costs={given[2]!r}", accepted="Roofline, Measured, or what has their two methods")
         for name in ("batch", "context", "now", "max_nodes"):
             value = getattr(self, name)
             if value is not None and (type(value) is not int or value < 1):

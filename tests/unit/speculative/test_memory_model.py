@@ -182,7 +182,7 @@ def test_a_larger_drafter_may_be_wanted():
     assert MemoryModel(TINY, TINY | {"num_hidden_layers": 9}, allow_larger=True).draft is not None
 
 
-@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0)])
-def test_counts_below_one_are_refused(numbers: tuple[int, int, int]):
+@pytest.mark.parametrize("numbers", [(0, 1, 1), (1, 0, 1), (1, 1, 0), (1.5, 1, 1), (1, float("nan"), 1), ("1", 1, 1)])
+def test_counts_below_one_are_refused(numbers: tuple[Any, Any, Any]):
     with pytest.raises(ConfigError, match="at least 1"):
         MemoryModel(TINY).bytes(*numbers)

@@ -279,3 +279,17 @@ def test_this_machine_can_be_measured():
     times = time_passes(seen.append, (1, 2), repeats=2)
     assert seen == [1, 1, 1, 2, 2, 2]
     assert set(times) == {1, 2}
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "said"),
+    [
+        (TARGET, {}, "model of type dict; accepted: a MemoryModel"),
+        (None, {}, "model of type NoneType"),
+        (MODEL, {"acceptance": 0.7}, "acceptance=0.7; .*Acceptance.constant"),
+        (MODEL, {"costs": 3}, "costs=3; accepted: Roofline"),
+    ],
+)
+def test_arguments_of_another_kind_are_refused(model: Any, options: dict[str, Any], said: str):
+    with pytest.raises(ConfigError, match=said):
+        plan(10**9, model, **options)
