@@ -253,7 +253,7 @@ def test_drafter_models_that_cannot_serve(lab: Any, zoo: Any):
 
 def test_a_compiled_drafter(lab: Any):
     model, ids = lab.model("llama"), lab.ids(PROMPT)
-    drafts = remnant_hf.speculate(torch.compile(lab.build(lab.config("llama", num_hidden_layers=1))))
+    drafts = remnant_hf.speculate(torch.compile(lab.build(lab.config("llama", num_hidden_layers=1)), backend="eager"))
     with torch.compiler.set_stance("force_eager"):  # the wrapper is what is tested, and compiling takes its time
         out = run(model, ids, torch.ones_like(ids), custom_generate=drafts)
     assert out.tolist() == run(model, ids, torch.ones_like(ids)).tolist()
