@@ -43,6 +43,8 @@ def expand_batch_to_tokens(
 def repair_sampling() -> None:
     """On the CPU, make drafts exact under sampling; elsewhere, and for whoever drafts without us, nothing changes.
 
+    Called in the worker, where a drafter of ours is loaded or one that we wrote is configured.
+
     Two faults of the CPU build of vLLM 0.32, with drafts of any method: `expand_batch_to_tokens` fills an integer copy
     of what it returns, so that logits are divided by whatever was in memory and answers have a wrong distribution; and
     a step without any draft, as every first one is, fails where a request has a `top_k`.
@@ -57,6 +59,7 @@ def repair_sampling() -> None:
         if made is None:
             _log.warning("remnant: %s is not what it was; sampling with drafts on the CPU is not repaired", name)
             continue
+        made.__wrapped__ = theirs
         setattr(made, _MARK, True)
         setattr(rejection_sampler, name, made)
 
