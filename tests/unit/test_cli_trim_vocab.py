@@ -181,7 +181,6 @@ def test_an_eagle3_drafter_is_measured(capsys: Any, models: Path, tokens: str, t
         for row in found["table"]:
             steps = row["acceptance_steps"]
             assert row["acceptance_measured"] >= row["acceptance_bound"] - 1e-6
-            assert steps[0] == pytest.approx(row["acceptance_measured"], abs=0.02)  # not quite the same places
             assert steps[0] >= steps[1] >= steps[2] > 0
             assert row["mbsu"] == pytest.approx((1 + sum(steps)) / (3 * row["cost"] + 1))
         assert found["table"][-1]["acceptance_measured"] == pytest.approx(found["acceptance"]["whole"])

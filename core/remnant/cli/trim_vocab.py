@@ -16,8 +16,9 @@ from remnant.lazy import needs
 
 if TYPE_CHECKING:
     from remnant.progress import Progress
+    from remnant.speculative.vocab_chain import Chain
     from remnant.speculative.vocab_checkpoint import Checkpoint
-    from remnant.speculative.vocab_measure import Chain, Forward
+    from remnant.speculative.vocab_measure import Forward
     from remnant.speculative.vocab_settings import Source, Trim
     from remnant.speculative.vocab_tokenizer import Tokenizer
 

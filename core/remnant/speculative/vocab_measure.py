@@ -15,14 +15,14 @@ from remnant.speculative.vocab_counts import Tokens
 from remnant.speculative.vocab_map import VocabMap
 
 __all__ = [
-    "Chain",
     "Forward",
     "Measured",
     "acceptance",
     "between",
+    "drafted",
     "expected_overlap",
     "measure",
-    "measure_chain",
+    "overlaps",
     "written_by",
 ]
 
@@ -30,9 +30,6 @@ Forward = Callable[[Tensor], Tensor]
 """`[1, T]` token ids -> `[1, T, V]` logits of the token after each; minus infinity where a token is never proposed.
 
 A row of nothing else says that the drafter does not draft there; it is not compared."""
-
-Chain = Callable[[Tensor, int], Sequence[Tensor]]
-"""Token ids and a number of steps -> what `Forward` gives, for each draft of a chain that was right so far."""
 
 _ROWS = 64  # positions at once: a position of a large vocabulary is half a megabyte
 
@@ -134,52 +131,7 @@ def measure(
     return whole / positions, positions, found
 
 
-def measure_chain(
-    target: Forward,
-    chain: Chain,
-    texts: Iterable[Tokens],
-    maps: Sequence[VocabMap],
-    steps: int,
-    temperature: float = 1.0,
-    progress: Progress = silent,
-) -> list[list[float]]:
-    """How far drafts get that are fed by the drafter itself, from every place of a text.
-
-    Exact for greedy decoding and text that the target wrote greedily. Elsewhere an estimate: a draft that is accepted
-    is taken to be the text's next token.
-
-    Args:
-        target: as in `measure`.
-        chain: the untrimmed drafter.
-        texts: those with `steps` tokens that count, one after the other.
-        maps: kept sets.
-        steps: drafts of a chain.
-        temperature: of both; 0 is greedy.
-        progress: called with tokens read.
-
-    Returns:
-        A row per map: how often the first draft is accepted, the first two, and so on; 1 and their sum is the block
-        efficiency. Nothing where no text is long enough.
-    """
-    texts, done = list(texts), 0
-    total, sums, places = sum(len(tokens.ids) for tokens in texts), torch.zeros(len(maps), steps).double(), 0
-    for tokens in texts:
-        ids, done = tokens.ids[None], done + len(tokens.ids)
-        with torch.no_grad():
-            z, drafts = target(ids)[0, :-1], [zq[0, :-1] for zq in chain(ids, steps)]
-        counts = torch.ones(len(z), dtype=torch.bool) if tokens.counted is None else tokens.counted[1:].cpu()
-        starts = _drafts(drafts[0]).cpu()[: max(0, len(z) - steps + 1)]
-        for i in range(steps):
-            starts = starts & counts[i : i + len(starts)]
-        if bool(starts.any()):
-            overlaps = torch.stack([_overlaps(z, zq, maps, temperature) for zq in drafts], 1)  # [maps, steps, T]
-            lined = torch.stack([overlaps[:, i, i : i + len(starts)] for i in range(steps)], 1)[..., starts]
-            sums, places = sums + lined.cumprod(1).sum(-1), places + int(starts.sum())
-        progress(done, total, "following the drafts")
-    return [[float(x) for x in row / places] for row in sums] if places else []
-
-
-def _overlaps(z: Tensor, zq: Tensor, maps: Sequence[VocabMap], temperature: float) -> Tensor:
+def overlaps(z: Tensor, zq: Tensor, maps: Sequence[VocabMap], temperature: float) -> Tensor:
     """Acceptance `[maps, T]` of a trimmed drafter at every place."""
     found: list[Tensor] = []
     for start in range(0, len(z), _ROWS):
@@ -195,10 +147,10 @@ def _accepted(p: Tensor, zq: Tensor, kept: VocabMap, temperature: float) -> Tens
 
 def _proposed(zq: Tensor, temperature: float) -> Tensor:
     """A drafter that can propose no kept token at all proposes nothing, so nothing is accepted."""
-    return torch.where(_drafts(zq)[:, None], _softmax(zq, temperature), 0.0)
+    return torch.where(drafted(zq)[:, None], _softmax(zq, temperature), 0.0)
 
 
-def _drafts(zq: Tensor) -> Tensor:
+def drafted(zq: Tensor) -> Tensor:
     """Where anything is proposed: `[T, V]` -> `[T]`."""
     return zq.amax(-1) > -torch.inf
 
@@ -230,8 +182,8 @@ def _pairs(
         if tokens.counted is not None:
             rows = tokens.counted[1:].to(z.device)
             z, zq = z[rows], zq[rows.to(zq.device)]
-        drafted = _drafts(zq)
-        z, zq = z[drafted.to(z.device)], zq[drafted]
+        rows = drafted(zq)
+        z, zq = z[rows.to(z.device)], zq[rows]
         for start in range(0, len(z), _ROWS):
             part = slice(start, start + _ROWS)
             yield _softmax(z[part], temperature), zq[part].to(z.device)

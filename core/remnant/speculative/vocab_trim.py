@@ -11,9 +11,10 @@ from torch import Tensor
 from remnant.errors import ConfigError
 from remnant.progress import Progress, silent
 from remnant.serving.checkpoint import find_config
+from remnant.speculative.vocab_chain import Chain, measure_chain
 from remnant.speculative.vocab_checkpoint import Checkpoint, read_checkpoint, target_bytes
 from remnant.speculative.vocab_counts import Tokens, count_tokens, windows
-from remnant.speculative.vocab_measure import Chain, Forward, between, expected_overlap, measure, measure_chain
+from remnant.speculative.vocab_measure import Forward, between, expected_overlap, measure
 from remnant.speculative.vocab_mixture import Domain, keep_for
 from remnant.speculative.vocab_report import write_report
 from remnant.speculative.vocab_settings import HELD_OUT_EVERY, WINDOW, Source, Trim

@@ -13,9 +13,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from remnant.errors import ConfigError, RemnantError, ShapeError
+from remnant.speculative.vocab_chain import measure_chain
 from remnant.speculative.vocab_counts import Tokens
 from remnant.speculative.vocab_map import VocabMap
-from remnant.speculative.vocab_measure import measure, measure_chain
+from remnant.speculative.vocab_measure import measure
 
 pytest.importorskip("transformers", reason="pip install 'remnant[hf]'")
 
@@ -249,8 +250,8 @@ def test_chains_by_hand():
     drafts[0][0, 0] = -torch.inf
     maps = [VocabMap.from_ids([0, 1, 2, 3], 4), VocabMap.from_ids([1, 3], 4), VocabMap.from_ids([0, 2], 4)]
     found = measure_chain(lambda _: always(1), lambda _, steps: drafts[:steps], [Tokens(ids)], maps, 3, 0.0)
-    # Starts 1 to 4: the second of a chain that starts at 2 stands at place 3 and is right; the first at 3 is wrong.
-    assert found[0] == pytest.approx([3 / 4, 3 / 4, 0])
+    # Blocks begin at 1 and, two right drafts and one token later, at 4; never at 3, where the first draft is wrong.
+    assert found[0] == pytest.approx([1, 1, 0])
     # Without 0 and 2 the best that is left: 1 at most places, and the lower of equals where all are the same.
     assert found[1] == pytest.approx([1, 1, 1])
     assert found[2] == [0, 0, 0]
@@ -260,13 +261,27 @@ def test_chains_by_hand():
     assert measure_chain(lambda _: always(1)[:, :3], lambda *_: cut, short, maps, 3) == []
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_chains_of_one_step_are_plain_acceptance(temperature: float):
-    pair = Eagle3Pair(target(), head())
-    texts = [Tokens(text(12, seed)[0]) for seed in (1, 2)]
-    maps = [VocabMap.from_ids(torch.arange(0, V, step), V) for step in (1, 3)]
-    _, _, rows = measure(pair.target, pair.draft, texts, maps, temperature)
-    found = measure_chain(pair.target, pair.chain, texts, maps, 1, temperature)
-    assert [share for [share] in found] == pytest.approx([row.acceptance for row in rows])
-    longer = measure_chain(pair.target, pair.chain, texts, maps, 3, temperature)
-    assert all(a >= b >= c for a, b, c in longer)
+def test_chains_are_blocks_of_greedy_decoding():
+    """Walked block by block, on text that the target wrote."""
+    pair, ids, steps = Eagle3Pair(target(), head()), text(4), 3
+    for _ in range(60):
+        ids = torch.cat([ids, pair.target(ids)[:, -1:].argmax(-1)], 1)
+    [found] = measure_chain(
+        pair.target, pair.chain, [Tokens(ids[0])], [VocabMap.from_ids(torch.arange(V), V)], steps, 0
+    )
+    right = [(z[0, :-1].argmax(-1) == pair.target(ids)[0, :-1].argmax(-1)).tolist() for z in pair.chain(ids, steps)]
+    at, counts, blocks = 1, [0] * steps, 0
+    while at + steps < ids.shape[1]:
+        good = [right[i][at + i] for i in range(steps)]
+        gained = good.index(False) if False in good else steps
+        counts = [count + (i < gained) for i, count in enumerate(counts)]
+        at, blocks = at + gained + 1, blocks + 1
+    assert found == pytest.approx([count / blocks for count in counts])
+
+
+def test_chains_at_a_temperature():
+    """Of a drafter that is its target but for one token, by hand: every block is 1 + .8 + .64 tokens."""
+    p, q = torch.tensor([0.8, 0.2]).log(), torch.tensor([1.0, 0.0]).log()
+    texts, maps = [Tokens(torch.zeros(30, dtype=torch.int64))], [VocabMap.from_ids([0, 1], 2)]
+    found = measure_chain(lambda _: p.expand(1, 30, 2), lambda *_: [q.expand(1, 30, 2)] * 2, texts, maps, 2)
+    assert found[0] == pytest.approx([0.8, 0.64])
