@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -59,3 +60,40 @@ def test_greedy_rows_beside_sampled_ones(engine: Any, lib: Any, tmp_path: Path) 
     greedy, sampled = lib.draw(running.llm, prompt, [lib.Setting(0.0), lib.Setting(0.7, top_p=0.9)], 40, seeds=0)
     assert greedy == [wanted] * 40
     assert len(set(map(tuple, sampled))) > 1
+
+
+def test_prompts_that_are_cached_but_for_their_last_token(engine: Any, lib: Any, tmp_path: Path) -> None:
+    """vLLM pads such a request with drafts of -1 when it joins others; none of them may ever be accepted."""
+    sizes = {"blocks": 400, "max_model_len": 96, "max_num_seqs": 64, "max_num_batched_tokens": 4608}
+    small = lib.make(tmp_path / "small")
+    hf = lib.in_hf(small)
+    prompt = lib.written(hf, 33)  # a block and a token
+    running = engine(small, speculative_config=LOOKUP, additional_config=EAGER, enable_prefix_caching=True, **sizes)
+    padded: list[int] = []
+    original = running.runner.execute_model
+
+    def watched(scheduled: Any, *args: Any, **kwargs: Any) -> Any:
+        padded.append(sum(min(drafts) < 0 for drafts in scheduled.scheduled_spec_decode_tokens.values()))
+        return original(scheduled, *args, **kwargs)
+
+    running.runner.execute_model = watched
+    setting = lib.Setting(1.2, top_p=0.8)
+    for seeds in (None, 0):
+        answers = lib.draw(running.llm, prompt, [setting], SAMPLES, seeds, waiting=96)[0]
+        assert abs(lib.deviation(lib.counted(answers), lib.joint(hf, prompt, setting))) < 4
+    assert sum(padded) > SAMPLES, "most requests are padded"
+
+
+def test_padding_ends_a_block() -> None:
+    """After what was accepted, one token of the target's own; nothing where the block had ended before."""
+    import torch
+
+    from remnant_vllm._compat.sampler import stop_at_padding
+
+    out = torch.tensor([[4, 2, 0, 1], [3, -1, -1, -1], [5, 6, 7, 1], [2, 0, 9, -1]], dtype=torch.int32)
+    drafts = torch.tensor([4, -1, -1, 0, -1, -1, 5, 6, 7, -1, -1])
+    logits = torch.full((11, 10), -torch.inf)
+    logits[torch.arange(11), torch.arange(11) % 10] = 0.0
+    metadata = SimpleNamespace(all_greedy=False, temperature=torch.tensor([1.0, 1.0, 1.0, 0.0]), generators={})
+    stop_at_padding(out, drafts, [3, 3, 3, 2], logits, metadata)
+    assert out.tolist() == [[4, 1, -1, -1], [3, -1, -1, -1], [5, 6, 7, 1], [2, -1, -1, -1]]

@@ -35,7 +35,9 @@ def unrepaired(monkeypatch: pytest.MonkeyPatch) -> Any:
     """vLLM's sampler as an engine before may have left it is as it came again."""
     from vllm.v1.sample import rejection_sampler
 
-    for name in ("expand_batch_to_tokens", "apply_sampling_constraints"):
+    from remnant_vllm._compat.sampler import REPAIRS
+
+    for name in REPAIRS:
         monkeypatch.setattr(rejection_sampler, name, inspect.unwrap(getattr(rejection_sampler, name)))
     return rejection_sampler
 

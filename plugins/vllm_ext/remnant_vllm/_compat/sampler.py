@@ -12,7 +12,7 @@ from torch import Tensor
 from vllm.platforms import current_platform
 from vllm.v1.sample import rejection_sampler
 
-__all__ = ["expand_batch_to_tokens", "repair_sampling"]
+__all__ = ["REPAIRS", "expand_batch_to_tokens", "repair_sampling", "stop_at_padding"]
 
 _log = logging.getLogger("vllm.remnant")
 _MARK = "__remnant__"
@@ -45,13 +45,15 @@ def repair_sampling() -> None:
 
     Called in the worker, where a drafter of ours is loaded or one that we wrote is configured.
 
-    Two faults of the CPU build of vLLM 0.32, with drafts of any method: `expand_batch_to_tokens` fills an integer copy
-    of what it returns, so that logits are divided by whatever was in memory and answers have a wrong distribution; and
-    a step without any draft, as every first one is, fails where a request has a `top_k`.
+    Three faults of the CPU build of vLLM 0.32, with drafts of any method: `expand_batch_to_tokens` fills an integer
+    copy of what it returns, so that logits are divided by whatever was in memory and answers have a wrong distribution;
+    a step without any draft, as every first one is, fails where a request has a `top_k`; and drafts of -1, with which
+    the scheduler pads a request whose prompt is cached but for its last token, are looked up in front of the table of
+    probabilities, now and then accepted, and left out of the answer as if they had not been there.
     """
     if not current_platform.is_cpu():
         return
-    for name, ours in (("expand_batch_to_tokens", _expanding), ("apply_sampling_constraints", _constraining)):
+    for name, ours in REPAIRS.items():
         theirs = getattr(rejection_sampler, name, None)
         if getattr(theirs, _MARK, False):
             continue
@@ -82,3 +84,58 @@ def _constraining(theirs: Any) -> Any:
         return theirs(logits, *args, **kwargs) if logits.shape[0] else logits
 
     return apply_sampling_constraints
+
+
+def _rejecting(theirs: Any) -> Any:
+    """`rejection_sample`: an answer ends in front of the first draft of -1, with a token of the target's own."""
+    order = list(inspect.signature(theirs).parameters)[:8]
+    if order[:2] != ["draft_token_ids", "num_draft_tokens"] or order[5:] != [
+        "target_logits",
+        "bonus_token_ids",
+        "sampling_metadata",
+    ]:
+        return None
+
+    @functools.wraps(theirs)
+    def rejection_sample(draft_token_ids: Tensor, num_draft_tokens: list[int], *args: Any, **kwargs: Any) -> Tensor:
+        if not (draft_token_ids < 0).any():
+            return theirs(draft_token_ids, num_draft_tokens, *args, **kwargs)
+        out = theirs(draft_token_ids.clamp(min=0), num_draft_tokens, *args, **kwargs)
+        return stop_at_padding(out, draft_token_ids, num_draft_tokens, args[3], args[5])
+
+    return rejection_sample
+
+
+def stop_at_padding(out: Tensor, drafts: Tensor, counts: list[int], logits: Tensor, metadata: Any) -> Tensor:
+    """Reject the first draft of -1 of every request, and all after it.
+
+    Args:
+        out: `[B, most + 1]`, what was accepted or put in the place of a draft, -1 behind; it is changed.
+        drafts: `[n]`, of all requests one after the other.
+        counts: drafts of each request.
+        logits: `[n, V]` of the target at each draft, as they are sampled from.
+        metadata: vLLM's, of the batch.
+
+    Returns:
+        `out`.
+    """
+    start = 0
+    for row, count in enumerate(counts):
+        padded = (drafts[start : start + count] < 0).nonzero()
+        place = int(padded[0]) if len(padded) else count
+        if place < count and out[row, place] >= 0:  # what came before was accepted
+            if not (metadata.all_greedy or metadata.temperature[row] == rejection_sampler.GREEDY_TEMPERATURE):
+                chances = logits[start + place].softmax(-1, dtype=torch.float32)
+                noise = torch.empty_like(chances).exponential_(generator=metadata.generators.get(row))
+                out[row, place] = (chances / noise).argmax()
+            out[row, place + 1 :] = -1
+        start += count
+    return out
+
+
+REPAIRS = {
+    "expand_batch_to_tokens": _expanding,
+    "apply_sampling_constraints": _constraining,
+    "rejection_sample": _rejecting,
+}
+"""Functions of vLLM's `rejection_sampler`, and what puts ours around each; that gives None where it no longer fits."""
