@@ -3,17 +3,20 @@
 Each is the same with and without drafts, or refused with a typed error before a token is written.
 """
 
+from __future__ import annotations
+
 from typing import Any
 
 import pytest
 import torch
-import transformers as t
-from transformers.generation import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
+import transformers
+from transformers import LogitsProcessor, LogitsProcessorList, StoppingCriteria, StoppingCriteriaList
 
 import remnant_hf
 from remnant.errors import ConfigError, ShapeError
 from remnant.speculative import Draft
 
+t: Any = transformers
 V, PROMPT, NEW = 128, 20, 12
 SMALL: dict[str, Any] = {
     "vocab_size": V, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
