@@ -12,6 +12,7 @@ import pytest
 
 from remnant.cli import app, main
 from remnant.cli import testbed as testbed_cli
+from remnant.cli._output import print_json
 from remnant.cli._parse import parse_budget, parse_options
 from remnant.errors import ConfigError, MissingExtra, RemnantError
 
@@ -226,3 +227,12 @@ def test_bench_without_a_checkout(tmp_path: Path, capsys: pytest.CaptureFixture[
     code, _, err = run(capsys, "bench", "quality", "--dir", str(tmp_path))
     assert code == 2
     assert "source checkout" in err
+
+
+def test_numbers_that_json_does_not_have_are_null(capsys: pytest.CaptureFixture[str]):
+    print_json({"a": [float("nan"), 1.5, (float("inf"), None)], 2: {"b": -float("inf")}})
+    out = capsys.readouterr().out
+    assert json.loads(out, parse_constant=lambda name: pytest.fail(name)) == {
+        "a": [None, 1.5, [None, None]],
+        "2": {"b": None},
+    }

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar, cast
 
 import typer
 
@@ -43,8 +44,18 @@ def answer(as_json: bool, work: Callable[[Progress], T], show: Callable[[T], Non
 
 
 def print_json(data: Any) -> None:
-    """Print data on stdout as one JSON document."""
-    sys.stdout.write(json.dumps(data, indent=2, default=str) + "\n")
+    """Print data on stdout as one JSON document; numbers that JSON does not have are null."""
+    sys.stdout.write(json.dumps(_plain(data), indent=2, default=str, allow_nan=False) + "\n")
+
+
+def _plain(data: Any) -> Any:
+    if isinstance(data, float):
+        return data if math.isfinite(data) else None
+    if isinstance(data, Mapping):
+        return {key: _plain(value) for key, value in cast("Mapping[Any, Any]", data).items()}
+    if isinstance(data, (list, tuple)):
+        return [_plain(value) for value in cast("Sequence[Any]", data)]
+    return data
 
 
 def print_error(error: RemnantError, as_json: bool) -> None:
