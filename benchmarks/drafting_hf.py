@@ -31,6 +31,7 @@ import transformers
 from drafting_texts import digest, workloads
 
 import remnant
+from remnant.speculative.drafter import get_drafter
 from remnant.testbed import load, load_draft
 from remnant_hf import RemnantCache, speculate
 
@@ -102,6 +103,7 @@ def _providers(target: Any, drafter: Any, draft: int) -> dict[str, Callable[[], 
         "none": dict,
         "transformers prompt lookup": lambda: {"prompt_lookup_num_tokens": draft},
         "remnant lookup": lambda: {"custom_generate": speculate("lookup", draft)},
+        "remnant lookup, always": lambda: {"custom_generate": speculate(get_drafter("lookup", min_share=0.0), draft)},
         "snapkv none": lambda: {"past_key_values": compressed()},
         "snapkv remnant lookup": lambda: {
             "past_key_values": compressed(),
