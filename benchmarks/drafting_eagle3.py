@@ -16,18 +16,15 @@ from __future__ import annotations
 import argparse
 import gc
 import json
-import os
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
-os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
-os.environ.setdefault("OMP_NUM_THREADS", "1")
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from drafting_vllm import scan_once  # isort: skip  # first: it says how vLLM is to run, before anything imports that
 
 import torch
 
@@ -51,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     with tempfile.TemporaryDirectory() as name:
         bench = Bench(Path(name), options)
         folders = bench.trimmed(options.k)
-        _scan_once()
+        scan_once()
         rows = [bench.served(way, k, folders[way, k]) for way, k in folders]
     before = rows[0]
     rows = [_compared(row, before) | _about(options) for row in rows]
@@ -152,21 +149,6 @@ class Bench:
                 gained = good.index(False) if False in good else GAMMA
                 drafts, accepted, at = drafts + 1, accepted + gained, at + gained + 1
         return {"drafts": drafts, "accepted_tokens": accepted}
-
-
-def _scan_once() -> None:
-    """vLLM scans all modules for Triton overrides with every engine, and trips over its own the second time."""
-    from vllm.platforms.cpu import CpuPlatform
-
-    original: Any = CpuPlatform.register_triton_kernel_overrides.__func__
-    done: list[bool] = []
-
-    def once(cls: type) -> None:
-        if not done:
-            done.append(True)
-            original(cls)
-
-    CpuPlatform.register_triton_kernel_overrides = classmethod(once)
 
 
 def _engine(model: Path, draft: Row) -> Any:

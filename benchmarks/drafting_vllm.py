@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> int:
     seen = {(kind, name): Seen() for kind in KINDS for name in PROVIDERS}
     with tempfile.TemporaryDirectory() as folder:
         model = _export(Path(folder) / "testbed")
-        _scan_once()
+        scan_once()
         for turn in range(options.rounds):
             names = list(PROVIDERS)
             for name in names[turn % len(names) :] + names[: turn % len(names)]:
@@ -83,7 +83,7 @@ def main(argv: list[str] | None = None) -> int:
     return 0
 
 
-def _scan_once() -> None:
+def scan_once() -> None:
     """vLLM scans all modules for Triton overrides with every engine, and trips over its own ngram the second time."""
     from vllm.platforms.cpu import CpuPlatform
 
