@@ -62,17 +62,17 @@ class Forked:
     def __init__(self, vocab: int) -> None:
         """See the class."""
         self.inner, self.vocab = get_drafter("lookup"), vocab
-        self.last: list[int] = []
+        self.texts: list[list[int]] = []
 
     def reset(self, prompts: Sequence[Tensor]) -> None:
         """Begin."""
         self.inner.reset(prompts)
-        self.last = [int(prompt[-1]) for prompt in prompts]
+        self.texts = [prompt.tolist() for prompt in prompts]
 
     def propose(self, limits: Sequence[int], sampler: Any = None) -> list[Draft]:
         """Half as deep as the limit is large."""
         chains = self.inner.propose([limit // 2 for limit in limits], sampler)
-        return [self._forked(last, chain) for last, chain in zip(self.last, chains, strict=True)]
+        return [self._forked(text[-1], chain) for text, chain in zip(self.texts, chains, strict=True)]
 
     def _forked(self, root: int, chain: Draft) -> Draft:
         ids, parents, at = [root], [-1], 0
@@ -85,11 +85,14 @@ class Forked:
     def observe(self, emitted: Sequence[Tensor]) -> None:
         """Learn."""
         self.inner.observe(emitted)
-        self.last = [int(ids[-1]) if len(ids) else last for last, ids in zip(self.last, emitted, strict=True)]
+        for text, ids in zip(self.texts, emitted, strict=True):
+            text += ids.tolist()
 
     def rollback(self, counts: Sequence[int]) -> None:
-        """Nothing is edited here."""
-        raise NotImplementedError
+        """Take back."""
+        self.inner.rollback(counts)
+        for text, count in zip(self.texts, counts, strict=True):
+            del text[len(text) - count :]
 
 
 def _run(
